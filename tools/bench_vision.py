@@ -4,8 +4,8 @@
 
 For each size: the time of what the model sees with, from a prepared image to its pieces; the time to the first token
 of a prompt with one image and 40 tokens of text, and of as many tokens of text alone; then the median time of a token.
-Images have 576 pieces. Image and pieces go through the host's memory, and that is measured; transformers keeps both on
-the GPU.
+An image is 576 pieces; 256 for Gemma 3, and for LLaVA 1.6 four tiles and the whole, 2,928. Image and pieces go through
+the host's memory, and that is measured; transformers keeps both on the GPU.
 
 `--target cpu` measures on the CPU, where transformers computes in fp32. `--layers N` cuts decoders to N layers.
 """
@@ -29,6 +29,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from vision_shapes import SHAPES, Shape
 
 from awq2trt.artifact.manifest import Artifact, Manifest
 from awq2trt.artifact.records import (
@@ -47,169 +48,24 @@ from awq2trt.io_contract import DECODER
 from awq2trt.models.spec import ModelSpec
 from awq2trt.models.vision.arranging import arranged, tokens_around
 from awq2trt.models.vision.description import SeeingSpec
+from awq2trt.models.vision.pooled import IMAGE_BLOCKS
 from awq2trt.models.vision.prepared import Grid, Pixels, PreparedImage
 from awq2trt.onnx_export.graphs import export_graphs
 from awq2trt.progress import Progress, terminal_progress
-from awq2trt.recipe import BUILD_HEAD, ExportOptions, HeadKind, QuantizeOptions
+from awq2trt.recipe import BUILD_HEAD, ExportOptions, HeadKind
 from awq2trt.runtime.ort.cuda import CudaBackend
 from awq2trt.runtime.ort.loading import PROVIDERS, DeviceOptions, OpenedModel, open_backend
-from awq2trt.scheme import QuantScheme
 from awq2trt.target import CPU_TARGET, CUDA_TARGET, find_target
 from awq2trt.version import __version__
 
 HF: Final = "Hugging Face"
 
+SEEN_INPUTS: Final = ("pixel_values", "image_grid_thw", "image_sizes")
+"""What transformers' towers take."""
+
 REPEATS: Final = 5
 
 QUESTION_TOKENS: Final = 40
-
-CAPACITY: Final = 1024
-"""Positions in the cache: an image, the question, and an answer."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A model that sees.
-
-    Attributes:
-        config: Its config.json.
-        grid: Grid of the measured image's patches; None where all images are of one size.
-        head: How the head is stored; as `awq2trt build` does unless told otherwise.
-    """
-
-    config: Mapping[str, Any]
-    grid: Grid | None = None
-    head: HeadKind = BUILD_HEAD
-
-    @property
-    def model(self) -> RandomModel:
-        """Its random weights, which are drawn when they are needed."""
-        return RandomModel(dict(self.config), QuantScheme(), QuantizeOptions(head=self.head).head_scheme)
-
-    def with_layers(self, layers: int) -> Shape:
-        """Returns this model with fewer layers in its decoder."""
-        text = {**self.config["text_config"], "num_hidden_layers": layers}
-        return replace(self, config={**self.config, "text_config": text})
-
-
-SHAPES: Final[Mapping[str, Shape]] = {
-    "llava-1.5-7b": Shape(
-        {
-            "architectures": ["LlavaForConditionalGeneration"],
-            "model_type": "llava",
-            "image_token_index": 32000,
-            "vision_feature_layer": -2,
-            "text_config": {
-                "model_type": "llama",
-                "vocab_size": 32064,
-                "hidden_size": 4096,
-                "intermediate_size": 11008,
-                "num_hidden_layers": 32,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 32,
-                "max_position_embeddings": 4096,
-                "rms_norm_eps": 1e-5,
-                "tie_word_embeddings": False,
-            },
-            "vision_config": {
-                "model_type": "clip_vision_model",
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "image_size": 336,
-                "patch_size": 14,
-                "projection_dim": 768,
-            },
-        }
-    ),
-    "qwen3-vl-4b": Shape(
-        {
-            "architectures": ["Qwen3VLForConditionalGeneration"],
-            "model_type": "qwen3_vl",
-            "image_token_id": 151655,
-            "vision_start_token_id": 151652,
-            "vision_end_token_id": 151653,
-            "tie_word_embeddings": True,
-            "text_config": {
-                "model_type": "qwen3_vl_text",
-                "vocab_size": 151936,
-                "hidden_size": 2560,
-                "intermediate_size": 9728,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "head_dim": 128,
-                "max_position_embeddings": 262144,
-                "rms_norm_eps": 1e-6,
-                "tie_word_embeddings": True,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 5000000.0,
-                    "mrope_section": [24, 20, 20],
-                    "mrope_interleaved": True,
-                },
-            },
-            "vision_config": {
-                "model_type": "qwen3_vl_vision",
-                "depth": 24,
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_heads": 16,
-                "patch_size": 16,
-                "out_hidden_size": 2560,
-                "num_position_embeddings": 2304,
-                "deepstack_visual_indexes": [5, 11, 17],
-            },
-        },
-        grid=Grid(1, 48, 48),
-    ),
-    "qwen2.5-vl-3b": Shape(
-        {
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-            "model_type": "qwen2_5_vl",
-            "image_token_id": 151655,
-            "vision_start_token_id": 151652,
-            "vision_end_token_id": 151653,
-            "tie_word_embeddings": True,
-            "text_config": {
-                "model_type": "qwen2_5_vl_text",
-                "vocab_size": 151936,
-                "hidden_size": 2048,
-                "intermediate_size": 11008,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 16,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 128000,
-                "rms_norm_eps": 1e-6,
-                "tie_word_embeddings": True,
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 1000000.0,
-                    "mrope_section": [16, 24, 24],
-                },
-            },
-            "vision_config": {
-                "model_type": "qwen2_5_vl",
-                "depth": 32,
-                "hidden_size": 1280,
-                "intermediate_size": 3420,
-                "num_heads": 16,
-                "patch_size": 14,
-                "spatial_merge_size": 2,
-                "temporal_patch_size": 2,
-                "window_size": 112,
-                "out_hidden_size": 2048,
-                "fullatt_block_indexes": [7, 15, 23, 31],
-            },
-        },
-        Grid(1, 48, 48),
-    ),
-}
-"""Sizes of llava-hf/llava-1.5-7b-hf, Qwen/Qwen3-VL-4B-Instruct and Qwen/Qwen2.5-VL-3B-Instruct, under the keys that
-transformers 5 saves, and images that each sees in 576 pieces. Where Qwen3-VL's were read, `PUBLISHED` of
-tests/models/families/test_qwen3_vl.py says.
-"""
 
 
 @dataclass(frozen=True)
@@ -250,10 +106,11 @@ class Prompt:
     image_token: int
 
 
-def make_prompt(vision: SeeingSpec, grid: Grid | None) -> Prompt:
-    """A random image, and a question about it."""
-    shape = vision.pixels_shape if grid is None else (grid.cells, *vision.pixels_shape)
-    pixels = Pixels(np.random.default_rng(0).standard_normal(shape, np.float32), grid)
+def make_prompt(vision: SeeingSpec, grid: Grid | None, size: tuple[int, int] | None = None) -> Prompt:
+    """A random image, and a question about it. An image of a given size is seen as a whole beside its tiles, too."""
+    parts = None if grid is None else grid.cells + (size is not None)
+    shape = vision.pixels_shape if parts is None else (parts, *vision.pixels_shape)
+    pixels = Pixels(np.random.default_rng(0).standard_normal(shape, np.float32), grid, size)
     record = vision.record()
     image = arranged(record, pixels)
     before, after = tokens_around(record)
@@ -267,7 +124,7 @@ def build(shape: Shape, target: str, folder: Path, progress: Progress) -> Artifa
     exported, lowered = folder / "exported", folder / "lowered"
     exported.mkdir()
     lowered.mkdir()
-    graphs = export_graphs(model, exported, ExportOptions(max_seq_len=CAPACITY, function_bodies=False), progress)
+    graphs = export_graphs(model, exported, ExportOptions(max_seq_len=shape.capacity, function_bodies=False), progress)
     lowering = Lowering.CPU if target == CPU_TARGET else Lowering.CUDA_FUSED
     write_lowered(exported, lowering, lowered, progress)
     beside = {name: graph for name, graph in graphs.records.items() if name != DECODER}
@@ -305,15 +162,18 @@ def measure_ours(opened: OpenedModel, prompt: Prompt, tokens: int) -> Times:
     """Measures a model that is loaded."""
     backend = opened.backend
 
-    def answer(images: Sequence[PreparedImage], asked: Sequence[int]) -> int:
+    def see(images: Sequence[PreparedImage]) -> None:
         backend.reset()
         backend.show(images)
+
+    def answer(images: Sequence[PreparedImage], asked: Sequence[int]) -> int:
+        see(images)
         return backend.choose(asked) if isinstance(backend, CudaBackend) else int(backend.forward(asked).argmax())
 
     text = [2 + index % QUESTION_TOKENS for index in range(len(prompt.tokens))]
     return Times(
         f"awq2trt, {opened.title}",
-        tower_ms=median_ms(lambda: backend.see(prompt.image)),
+        tower_ms=median_ms(lambda: see([prompt.image])),
         first_token_ms=median_ms(lambda: answer([prompt.image], prompt.tokens)),
         text_first_token_ms=median_ms(lambda: answer([], text)),
         token_ms=measure_token_ms(backend, len(prompt.tokens), tokens),
@@ -332,11 +192,11 @@ def measure_transformers(shape: Shape, prompt: Prompt, tokens: int, device: str)
         with torch.device(device):
             config = AutoConfig.for_model(shape.config["model_type"], **given)
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
-            inputs = _inputs(prompt, dtype)
+            inputs = _inputs(shape, prompt, dtype)
     except torch.OutOfMemoryError as error:
         return Times(name, failed=str(error).splitlines()[0])
     ids = inputs.pop("input_ids")
-    seen = {key: value for key, value in inputs.items() if key in ("pixel_values", "image_grid_thw")}
+    seen = {key: value for key, value in inputs.items() if key in SEEN_INPUTS}
 
     def finished(work: Callable[[], object]) -> Callable[[], None]:
         def run() -> None:
@@ -364,16 +224,20 @@ def measure_transformers(shape: Shape, prompt: Prompt, tokens: int, device: str)
         )
 
 
-def _inputs(prompt: Prompt, dtype: Any) -> dict[str, Any]:
-    """What transformers' models of both families take, on PyTorch's default device."""
+def _inputs(shape: Shape, prompt: Prompt, dtype: Any) -> dict[str, Any]:
+    """What transformers' models of all families take, on PyTorch's default device."""
     import torch
 
     ids: NDArray[np.int64] = np.asarray([prompt.tokens], np.int64)
-    grid, pixels = prompt.pixels.grid, torch.tensor(prompt.pixels.values, dtype=dtype)
-    inputs = {"input_ids": torch.tensor(ids), "pixel_values": pixels if grid is not None else pixels[None]}
-    if grid is not None:
-        is_image = (ids == prompt.image_token).astype(np.int64)
-        inputs |= {"image_grid_thw": torch.tensor([grid]), "mm_token_type_ids": torch.tensor(is_image)}
+    (grid, size), pixels = prompt.pixels[1:], torch.tensor(prompt.pixels.values, dtype=dtype)
+    is_image = torch.tensor((ids == prompt.image_token).astype(np.int64))
+    inputs = {"input_ids": torch.tensor(ids), "pixel_values": pixels[None]}
+    if size is not None:
+        inputs["image_sizes"] = torch.tensor([size])
+    elif grid is not None:
+        inputs |= {"pixel_values": pixels, "image_grid_thw": torch.tensor([grid]), "mm_token_type_ids": is_image}
+    elif IMAGE_BLOCKS in shape.config:
+        inputs["token_type_ids"] = is_image
     return inputs
 
 
@@ -394,7 +258,7 @@ def measure(shape: Shape, target: str, tokens: int, *, against_hf: bool, progres
         artifact = build(shape, target, Path(folder), progress)
         vision = shape.model.vision
         assert vision is not None  # all shapes see
-        prompt = make_prompt(vision, shape.grid)
+        prompt = make_prompt(vision, shape.grid, shape.size)
         progress.note("measuring awq2trt")
         opened = open_backend(artifact, DeviceOptions(target))
         yield measure_ours(opened, prompt, tokens)

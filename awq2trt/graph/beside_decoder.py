@@ -3,8 +3,8 @@
 In: a graph as `export` wrote it. Out: the same, changed in place.
 
 The embedding always runs on the CPU, whatever runs the decoder: it reads a row a token from a table that may then stay
-out of a GPU's memory, and gives it in fp32, in which NumPy has it whatever the table's type. What the model sees with
-runs where the decoder does: on the CPU in fp32, on a GPU as it was exported.
+out of a GPU's memory, and gives it in fp32; `narrow_rows_` lets it give the type of a decoder on a GPU. What the model
+sees with runs where the decoder does: on the CPU in fp32, on a GPU in the type in which it was exported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnx_ir as ir
 from awq2trt.artifact.records import GraphRecord
 from awq2trt.errors import ArtifactError
 from awq2trt.graph import ort_lowering
+from awq2trt.graph.flat_attention import flatten_attention_
 from awq2trt.graph.provider_file import save_model, widened_contract
 from awq2trt.graph.read import load_model
 from awq2trt.io_contract import EMBEDDING, VISION, IoContract
@@ -41,6 +42,26 @@ def lower_beside_(model: ir.Model, graph: str, *, on_cpu: bool) -> None:
         raise ArtifactError(f"expected {VISION} or {EMBEDDING}, got {graph!r}.", where="graphs", fix="export it again.")
     elif on_cpu:
         ort_lowering.widen_to_fp32_(model, keeps_tables=False)
+    else:
+        flatten_attention_(model)
+
+
+def narrow_rows_(model: ir.Model, dtype: ir.DataType) -> None:
+    """Makes a lowered embedding give its rows in a decoder's type.
+
+    ONNX Runtime then computes with neither cast of a row that only went through fp32.
+    """
+    (rows,) = model.graph.outputs
+    if rows.dtype is dtype:
+        return
+    node = rows.producer()
+    assert node is not None  # since nobody gives tokens as rows
+    cast = ir.node("Cast", [rows], {"to": dtype.value}, name="rows_narrowed")
+    narrowed = cast.outputs[0]
+    narrowed.name, narrowed.shape, narrowed.dtype = rows.name, rows.shape, dtype
+    rows.name = f"{rows.name}.wide"
+    model.graph.insert_after(node, cast)
+    model.graph.outputs[0] = narrowed
 
 
 def _drop_unused_(model: ir.Model) -> None:

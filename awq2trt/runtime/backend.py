@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +62,11 @@ class Embeds(Protocol):
     def forget(self) -> None:
         """Forgets the conversation, and images whose tokens did not come."""
 
-    def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """What the decoder reads of the next tokens, [S, W], as `parted` takes it; `tables` then know them, too."""
+    def rows(self, tokens: Sequence[int]) -> NDArray[Any]:
+        """What the decoder reads of the next tokens, [S, W], as `parted` takes it; `tables` then know them, too.
+
+        In fp32, or as `bits.STORED` has the decoder's type.
+        """
 
 
 class Conversation:

@@ -39,15 +39,17 @@ def narrow_table(table: NDArray[Any], dtype: str) -> NDArray[Any]:
     return table if np.issubdtype(table.dtype, np.integer) else narrow(table, dtype)
 
 
-def narrow(wide: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+def narrow(wide: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Finite numbers as `STORED` holds those of the contract's type, rounded to the nearest, of two the even one.
 
     Args:
-        wide: fp32.
+        wide: fp32, or what is stored so already, which stays.
         dtype: The contract's name of it.
     """
+    if wide.dtype == STORED[dtype]:
+        return wide
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(wide).view(np.uint32)
         halves = _BEFORE_HALF + ((bits >> _BFLOAT16_SHIFT) & 1)
         return ((bits + halves) >> _BFLOAT16_SHIFT).astype(np.uint16)
-    return wide.astype(STORED[dtype], copy=False)
+    return wide.astype(STORED[dtype])

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime.attended_images import AttendedImages
+from awq2trt.runtime.bits import widen
 from awq2trt.runtime.rotary_tables import RotaryTables
 from awq2trt.runtime.tables import Tables
 
@@ -25,24 +26,31 @@ class PlacingEmbedder(ABC):
         image_token: Stands for a piece of an image among the tokens.
         tables: Tables that the decoder reads, too; None for one without any.
         deepstack: Channels of what is added behind the decoder's first blocks, which pieces have behind their own.
+        dtype: The contract's name of the type of rows and pieces, which are as `bits.STORED` has it.
     """
 
-    def __init__(self, image_token: int, tables: Tables | None = None, deepstack: int = 0) -> None:
+    def __init__(
+        self, image_token: int, tables: Tables | None = None, deepstack: int = 0, dtype: str = "float32"
+    ) -> None:
         self._image_token = image_token
         self._tables = tables
         self._deepstack = deepstack
-        self._shown: list[NDArray[np.float32]] = []  # pieces whose tokens are still to come, [pieces, W] each
+        self._dtype = dtype
+        self._shown: list[NDArray[Any]] = []  # pieces whose tokens are still to come, [pieces, W] each
 
     @abstractmethod
-    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Runs the vision graph on its inputs: pieces of an image, or of a tile of one, [pieces, W]."""
 
     @abstractmethod
-    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def embed(self, tokens: Sequence[int]) -> NDArray[Any]:
         """Rows of tokens, [S, H], which the caller may change."""
 
     def see(self, image: PreparedImage) -> NDArray[np.float32]:
-        """Pieces of a prepared image, [pieces, W]."""
+        """Pieces of a prepared image, [pieces, W], in fp32."""
+        return widen(self._pieces(image), self._dtype)
+
+    def _pieces(self, image: PreparedImage) -> NDArray[Any]:
         return image.joined([self.look(inputs) for inputs in image.calls()])
 
     @property
@@ -52,9 +60,9 @@ class PlacingEmbedder(ABC):
 
     def show(self, images: Sequence[PreparedImage]) -> None:
         """Looks at images whose tokens are among those that come next, in their order."""
-        seen = [self.see(image) for image in images]  # one at a time, which bounds the memory
+        seen = [self._pieces(image) for image in images]  # one at a time, which bounds the memory
         if isinstance(self._tables, AttendedImages):
-            self._tables.show(seen)
+            self._tables.show([widen(pieces, self._dtype) for pieces in seen])
             return
         self._shown += seen
         if isinstance(self._tables, RotaryTables):
@@ -66,7 +74,7 @@ class PlacingEmbedder(ABC):
         if self._tables is not None:
             self._tables.restart()
 
-    def rows(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def rows(self, tokens: Sequence[int]) -> NDArray[Any]:
         """What the decoder reads of the next tokens, [S, W]; the tables then know them, too.
 
         Each row is an embedding and, for a decoder with deepstack, what is added behind its first blocks: zeros for a

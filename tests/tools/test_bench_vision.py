@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny_gemma3 import IMAGE_TOKEN as GEMMA_IMAGE
+from tiny_gemma3 import PIECES
+from tiny_gemma3 import TEXT as GEMMA_TEXT
+from tiny_gemma3 import TOWER as GEMMA_TOWER
 from tiny_qwen_vl import IMAGE_TOKEN, QWEN2_5_VL, QWEN3_VL, VISION_END, VISION_START
 
 from awq2trt.evaluation.random_model import RandomModel
@@ -58,8 +62,35 @@ QWEN3: dict[str, Any] = {
     "text_config": {**QWEN3_VL.text, "model_type": "qwen3_vl_text", "max_position_embeddings": 1024},
     "vision_config": {**QWEN3_VL.tower, "model_type": "qwen3_vl_vision"},
 }
-WIDTHS = {"llava-1.5-7b": 11008, "qwen2.5-vl-3b": 11008, "qwen3-vl-4b": 9728}
-"""Channels within the MLPs of published decoders."""
+LLAVA_NEXT: dict[str, Any] = {
+    **LLAVA,
+    "architectures": ["LlavaNextForConditionalGeneration"],
+    "model_type": "llava_next",
+    "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]],
+}
+GEMMA: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "image_token_index": GEMMA_IMAGE,
+    "mm_tokens_per_image": PIECES,
+    "text_config": {**GEMMA_TEXT, "model_type": "gemma3_text", "max_position_embeddings": 1024},
+    "vision_config": {**GEMMA_TOWER, "model_type": "siglip_vision_model"},
+}
+SEEN: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": {"grid": Grid(1, 8, 6)},
+    "qwen3_vl": {"grid": Grid(1, 8, 6)},
+    "llava_next": {"grid": Grid(1, 2, 1), "size": (56, 28)},
+}
+"""What of an image they are shown, if not all images are of one size."""
+
+PUBLISHED = {
+    "llava-1.5-7b": (11008, 576),
+    "llava-1.6-mistral-7b": (14336, 576 + 48 * 49),
+    "qwen2.5-vl-3b": (11008, 576),
+    "qwen3-vl-4b": (9728, 576),
+    "gemma-3-4b": (10240, 256),
+}
+"""Channels within the MLPs of published decoders, and the pieces in which they see the image that is measured."""
 
 
 @pytest.fixture
@@ -73,9 +104,9 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-@pytest.mark.parametrize("config", [LLAVA, QWEN, QWEN3], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("config", [LLAVA, LLAVA_NEXT, QWEN, QWEN3, GEMMA], ids=lambda config: config["model_type"])
 def test_both_executors_are_measured(tool: Any, config: dict[str, Any]) -> None:
-    shape = tool.Shape(config) if config is LLAVA else tool.Shape(config, Grid(1, 8, 6))
+    shape = tool.Shape(config, **SEEN.get(config["model_type"], {}))
 
     rows = list(tool.measure(shape, "cpu", 3, against_hf=True, progress=SilentProgress()))
 
@@ -89,9 +120,11 @@ def test_both_executors_are_measured(tool: Any, config: dict[str, Any]) -> None:
 def test_published_sizes_have_as_many_pieces(tool: Any) -> None:
     for name, shape in tool.SHAPES.items():
         model = RandomModel(dict(shape.config), QuantScheme())
-        prompt = tool.make_prompt(model.vision, shape.grid)
-        assert prompt.image.pieces == prompt.tokens.count(prompt.image_token) == 576
-        assert model.spec.linear_shape("mlp.up_proj") == (WIDTHS[name], model.spec.hidden_size)
+        prompt = tool.make_prompt(model.vision, shape.grid, shape.size)
+        width, pieces = PUBLISHED[name]
+        assert prompt.image.pieces == prompt.tokens.count(prompt.image_token) == pieces
+        assert len(prompt.tokens) + 256 <= shape.capacity
+        assert model.spec.linear_shape("mlp.up_proj") == (width, model.spec.hidden_size)
 
 
 def test_prompt_has_the_image_where_the_model_wants_it(tool: Any) -> None:

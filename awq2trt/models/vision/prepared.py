@@ -88,7 +88,7 @@ class PreparedImage:
         for tile in range(max(map(len, self.inputs.values()))):
             yield {name: array[tile : tile + 1] for name, array in self.inputs.items()}
 
-    def joined(self, seen: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def joined(self, seen: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """The pieces, from what the graph makes in one call after another, [rows, channels] each."""
-        rows = np.concatenate(seen)
+        rows = np.concatenate(seen) if len(seen) > 1 else seen[0]
         return rows if self.order is None else rows[self.order]

@@ -1,21 +1,24 @@
 """What a decoder of embeddings reads, in ONNX Runtime: rows of tokens, and pieces of images in place of image tokens.
 
-In: prepared images, then tokens. Out: embeddings in fp32.
+In: prepared images, then tokens. Out: embeddings, in fp32 for a decoder on the CPU, in its own type for one on a GPU: a
+long prompt has millions of numbers, and NumPy would need longer to convert them than a GPU to read the prompt.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ArtifactError
 from awq2trt.foreign_files import reading
-from awq2trt.graph.beside_decoder import lower_beside_
+from awq2trt.graph.beside_decoder import lower_beside_, narrow_rows_
 from awq2trt.graph.read import DecoderSizes, load_model
 from awq2trt.io_contract import (
     DECODER,
@@ -27,6 +30,7 @@ from awq2trt.io_contract import (
     weights_of,
 )
 from awq2trt.runtime.backend import Embeds
+from awq2trt.runtime.bits import STORED, narrow, widen
 from awq2trt.runtime.embedding import PlacingEmbedder
 from awq2trt.runtime.ort.session import Execution, open_session, translated_errors
 from awq2trt.runtime.tables import Tables, tables_of
@@ -34,18 +38,27 @@ from awq2trt.runtime.tables import Tables, tables_of
 if TYPE_CHECKING:
     import onnxruntime
 
-_TYPES: Final = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+_FLOATS: Final = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
+"""The contract's names of types of floating point, by ONNX Runtime's."""
+
+_ELEMENTS: Final = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int64": ir.DataType.INT64,
+}
 
 
 class Embedder(PlacingEmbedder):
     """Graphs in ONNX Runtime.
 
     Args:
-        embedding: Tokens -> rows, in fp32.
-        vision: Prepared images -> pieces, in fp32 or fp16.
+        embedding: Tokens -> rows, in the type of `dtype`.
+        vision: Prepared images -> pieces, in any type.
         image_token: As of `PlacingEmbedder`.
         tables: As of `PlacingEmbedder`, like `deepstack`.
         deepstack: See there.
+        dtype: See there.
     """
 
     def __init__(
@@ -55,26 +68,53 @@ class Embedder(PlacingEmbedder):
         image_token: int,
         tables: Tables | None = None,
         deepstack: int = 0,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(image_token, tables, deepstack)
+        super().__init__(image_token, tables, deepstack, dtype)
         self._embedding = embedding
         self._vision = vision
 
-    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Pieces of an image, or of a tile, [pieces, W]."""
-        types = {value.name: _TYPES[value.type] for value in self._vision.get_inputs()}
-        feed = {name: array.astype(types[name]) for name, array in inputs.items()}
         with translated_errors(where="the vision graph"):
-            seen = self._vision.run([IMAGE_EMBEDDINGS], feed)[0]
-        return np.asarray(seen.reshape(-1, seen.shape[-1]), np.float32)
+            seen, dtype = _run(self._vision, inputs, IMAGE_EMBEDDINGS)
+        pieces: NDArray[Any] = seen.reshape(-1, seen.shape[-1])
+        return pieces if dtype == self._dtype else narrow(widen(pieces, dtype), self._dtype)
 
-    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+    def embed(self, tokens: Sequence[int]) -> NDArray[Any]:
         """Rows of tokens, [S, H]."""
         with translated_errors(where="the embedding graph"):
-            rows: NDArray[np.float32] = self._embedding.run(
-                [INPUTS_EMBEDS], {INPUT_IDS: np.asarray([tokens], np.int64)}
-            )[0][0]
+            made, _ = _run(self._embedding, {INPUT_IDS: np.asarray([tokens], np.int64)}, INPUTS_EMBEDS)
+        rows: NDArray[Any] = made[0]
         return rows
+
+
+def _run(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]], output: str
+) -> tuple[NDArray[Any], str]:
+    """Runs a graph on arrays of the host, fp32 for any type of floating point; NumPy does not know all of these.
+
+    Returns:
+        What `STORED` has of the output, and its type.
+    """
+    binding = session.io_binding()
+    types = {value.name: _FLOATS.get(value.type) for value in (*session.get_inputs(), *session.get_outputs())}
+    fed = {}  # until the end of the call
+    for name, array in inputs.items():
+        given = types[name]
+        fed[name] = np.ascontiguousarray(array if given is None else narrow(array, given))
+        element = _ELEMENTS[given or array.dtype.name]
+        binding.bind_input(name, "cpu", 0, element.value, array.shape, fed[name].ctypes.data)
+    binding.bind_output(output, "cpu")
+    session.run_with_iobinding(binding)
+    (made,) = binding.get_outputs()
+    dtype = types[output]
+    assert dtype is not None  # since rows and pieces are no whole numbers
+    stored, shape = STORED[dtype], made.shape()
+    size = int(np.prod(shape)) * stored.itemsize
+    memory = (ctypes.c_char * size).from_address(made.data_ptr())
+    memory.owner = made  # type: ignore[attr-defined]  # so that it lives as long as the array
+    return np.frombuffer(memoryview(memory), stored).reshape(shape), dtype
 
 
 def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedder | None:
@@ -92,18 +132,30 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
     if contents.model is None or vision is None or EMBEDDING not in contents.graphs:
         return None
 
+    dtype = "float32" if on_gpu is None else _rows_type(artifact)
+
     def opened(graph: str, execution: Execution | None) -> onnxruntime.InferenceSession:
         path = artifact.path(contents.graphs[graph].model)
-        if artifact.manifest.kind == "lowered":
+        narrows = graph == EMBEDDING and on_gpu is not None
+        if artifact.manifest.kind == "lowered" and not narrows:
             return open_session(None, path, execution)
         model = load_model(path)
-        lower_beside_(model, graph, on_cpu=execution is None)
+        if artifact.manifest.kind != "lowered":
+            lower_beside_(model, graph, on_cpu=execution is None)
+        if narrows:
+            narrow_rows_(model, _ELEMENTS[dtype])
         return open_session(model, path, execution)
 
     with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):
         io = contents.graphs[DECODER].io
         tables, deepstack = tables_of(contents.model, io.tables), io.deepstack
-    return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables, deepstack)
+    return Embedder(opened(EMBEDDING, None), opened(VISION, on_gpu), vision.image_token, tables, deepstack, dtype)
+
+
+def _rows_type(artifact: Artifact) -> str:
+    """The contract's name of the type of rows that a decoder on a GPU reads."""
+    inputs = artifact.manifest.contents.graphs[DECODER].io.inputs
+    return next(tensor.dtype for tensor in inputs if tensor.name == INPUTS_EMBEDS)
 
 
 def vision_bytes(artifact: Artifact) -> int:

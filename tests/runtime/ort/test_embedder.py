@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -30,13 +31,19 @@ from awq2trt.io_contract import MODEL_FILE, PIXEL_VALUES, ROTARY_TABLES
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.prepared import Grid, Pixels, PreparedImage
 from awq2trt.models.vision.seeing import logits_of_text_and_images
+from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
+from awq2trt.runtime.bits import STORED, narrow, widen
 from awq2trt.runtime.ort import backend as ort_backend
 from awq2trt.runtime.ort.backend import OrtBackend
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.embedder import Embedder, open_embedder, vision_bytes
 from awq2trt.runtime.ort.loading import predict_needs
-from awq2trt.runtime.ort.session import open_session
+from awq2trt.runtime.ort.session import Execution, open_session
+from awq2trt.stages.export import ExportRequest, export_stage
+from awq2trt.stages.kit import model_spec
+from awq2trt.stages.lowered import LowerRequest, lower_stage
+from awq2trt.target import find_target
 
 PIECES = 16
 TOKENS = [5, *[IMAGE_TOKEN] * PIECES, 80, 81, *[IMAGE_TOKEN] * PIECES, 9]
@@ -159,6 +166,34 @@ def test_a_new_conversation_forgets_images_of_the_one_before(
     backend.show(shown(pixels))
     backend.reset()
     np.testing.assert_array_equal(backend.forward(TOKENS), blind)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("lowered", [False, True])
+def test_rows_and_pieces_for_a_gpu_stay_in_its_decoders_type(
+    dtype: Literal["float16", "bfloat16"], lowered: bool, made: Path, pixels: NDArray[np.float32], tmp_path: Path
+) -> None:
+    """The same bits as those that a decoder would be given of fp32, from exported graphs as well as from built ones."""
+    request = ExportRequest(made / "checkpoint", tmp_path / "onnx", ExportOptions(max_seq_len=96, dtype=dtype))
+    artifact = export_stage(request, SilentProgress())
+    wide = open_embedder(artifact)
+    if lowered:
+        spec = model_spec(str(made / "checkpoint"))
+        artifact = lower_stage(artifact, spec, LowerRequest(find_target("cuda"), tmp_path / "cuda"), SilentProgress())
+    given = open_embedder(artifact, Execution())
+    assert given is not None
+    assert wide is not None
+    tokens = [5, 80, IMAGE_TOKEN, *range(100, 140)]
+    rows = given.rows(tokens)
+    assert rows.dtype == STORED[dtype]
+    np.testing.assert_array_equal(rows, narrow(wide.rows(tokens), dtype))
+    if dtype == "bfloat16":
+        return  # the CPU has no kernels for a tower in it
+    given.show(shown(pixels[:1]))
+    seen = given.rows([IMAGE_TOKEN] * PIECES)
+    assert seen.dtype == STORED[dtype]
+    np.testing.assert_array_equal(widen(seen, dtype), given.see(shown(pixels)[0]))
+    assert relative_error(given.see(shown(pixels)[0]), wide.see(shown(pixels)[0])) < 1e-2
 
 
 def test_a_decoder_of_embeddings_alone_is_refused(made: Path, tmp_path: Path) -> None:
