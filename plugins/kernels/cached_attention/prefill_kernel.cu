@@ -9,6 +9,8 @@
 // - Rows in shared memory are padded by 16 bytes, which puts 8 consecutive rows into 8 different groups of banks for
 //   ldmatrix, for every head size that there is.
 // - Blocks with the most slots start first: with a causal mask those are the last queries.
+// - Where tokens see what is behind them, up to ends that never decrease, a block walks up to the end of its last
+//   query, and each row is masked from its own end on. Only kernels for this know ends.
 #include <type_traits>
 
 #include "kernels/cached_attention/codes.h"
