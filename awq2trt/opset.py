@@ -70,7 +70,8 @@ CACHED_ATTENTION: Final = "CachedAttention"
 
 Inputs, without gaps: QKV [B, S, (Hq + 2 Hkv) D] T, cache_position int64 [B], past_key and past_value [B, Hkv, C, D] T,
 then cos and sin [at least C, rotary_dim / 2] T if `rotary_dim`, gains of queries and keys [D] T if `has_norms`, slopes
-float32 [Hq] if `has_alibi`. Outputs: Y [B, S, Hq D] T, present_key and present_value, which may be the memory of the
+float32 [Hq] if `has_alibi`, int64 [at least C] if `has_visible_end`: the last slot that the token in every slot sees,
+in place of its own. Outputs: Y [B, S, Hq D] T, present_key and present_value, which may be the memory of the
 past. The steps in order: clip, norms of heads, rotation, cache, scores times `scale`, softcap, ALiBi, mask, softmax,
 values. An attribute of 0 leaves its step out.
 
@@ -80,6 +81,9 @@ keys and values, [B, Hkv, C] T.
 
 ATTR_HAS_CACHE_SCALES: Final = "has_cache_scales"
 """1; only nodes with scales of the cache have this attribute."""
+
+ATTR_HAS_VISIBLE_END: Final = "has_visible_end"
+"""1; only nodes whose tokens see what is behind them have this attribute."""
 
 ATTENTION_INT_ATTRIBUTES: Final = (
     "num_heads",

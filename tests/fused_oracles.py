@@ -94,7 +94,7 @@ CACHES: Final = ("key", "value")
 
 @dataclass(frozen=True)
 class Attention:
-    """Options of one CachedAttention, and its sizes."""
+    """Options of one CachedAttention, and its sizes; `blocks`: first and last slots whose tokens see each other."""
 
     dtype: str = "float32"
     position: tuple[int, ...] = (0,)
@@ -104,6 +104,7 @@ class Attention:
     head_dim: int = 64
     capacity: int = 11
     int8_cache: bool = False
+    blocks: tuple[tuple[int, int], ...] | None = None
     options: dict[str, int | float] = field(default_factory=dict)
 
     def attributes(self) -> dict[str, int | float]:
@@ -120,7 +121,15 @@ class Attention:
             "norm_eps": 1e-5,
         }
         scales = {"has_cache_scales": 1} if self.int8_cache else {}
-        return none | self.options | {"num_heads": self.heads, "num_kv_heads": self.kv_heads} | scales
+        ends = {"has_visible_end": 1} if self.blocks is not None else {}
+        return none | self.options | {"num_heads": self.heads, "num_kv_heads": self.kv_heads} | scales | ends
+
+    def ends(self) -> Array:
+        """The last slot that the token in each slot sees."""
+        ends = np.arange(self.capacity)
+        for first, last in self.blocks or ():
+            ends[first : last + 1] = last
+        return ends
 
     def node(self) -> Node:
         """The node with random tensors, which are the same at every call."""
@@ -141,6 +150,8 @@ class Attention:
             inputs |= {name: random.uniform(0.5, 1.5, self.head_dim).astype(dtype) for name in ("q_gain", "k_gain")}
         if attributes["has_alibi"]:
             inputs["slopes"] = random.uniform(0.1, 0.5, self.heads).astype(np.float32)
+        if self.blocks is not None:
+            inputs["visible_end"] = self.ends()
         if self.int8_cache:
             for name in CACHES:
                 inputs[f"past_{name}"] = random.integers(-127, 128, cache).astype(np.int8)
@@ -214,7 +225,7 @@ class Attention:
         if softcap := attributes["softcap"]:
             scores = softcap * np.tanh(scores / softcap)
         distance = np.arange(self.capacity)[None] - slots[:, None]
-        seen = distance <= 0
+        seen = np.arange(self.capacity)[None] <= self.ends()[slots][:, None]
         if window := attributes["window"]:
             seen &= distance > -window
         scores = np.where(seen, scores + slope * distance, -np.inf)

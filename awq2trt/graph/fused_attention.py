@@ -29,7 +29,7 @@ from awq2trt.graph.matching import (
     tensor_of,
 )
 from awq2trt.graph.merge_linears import merge_linears_, need_mergeable
-from awq2trt.io_contract import CACHE_POSITION, NEW_TOKENS
+from awq2trt.io_contract import CACHE_POSITION, NEW_TOKENS, VISIBLE_END
 from awq2trt.models.families import DecoderSpec
 
 
@@ -50,10 +50,11 @@ class _Heads:
 
 @dataclass(frozen=True)
 class _Mask:
-    """The slots that a token sees, and what is added to their scores."""
+    """The slots that a token sees, and what is added to their scores; `ends`: for every slot the last that it sees."""
 
     window: int = 0
     slopes: ir.Value | None = None
+    ends: ir.Value | None = None
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,6 @@ def fuses_attention(spec: DecoderSpec, capacity: int) -> bool:
         capacity: Positions that the cache holds.
     """
     has_rows_of_its_own = any(rope.is_long(capacity) for rope in spec.ropes)
-    if spec.image_blocks:  # no kernel of ours lets tokens see what is behind them
-        return False
     has_layer_norms = spec.block.q_norm is not None and not spec.norm.rms
     return spec.head_dim in opset.ATTENTION_HEAD_SIZES and not has_rows_of_its_own and not has_layer_norms
 
@@ -126,6 +125,7 @@ def match_attention(flat: ir.Node, head_sizes: Collection[int]) -> AttentionPatt
     need_mergeable([query.linear, key.linear, value.linear])
     mask = _match_mask(scores.mask)
     need(mask.slopes is None or (scores.softcap == 0 and tensor_of(mask.slopes).size == query.count))
+    need(mask.ends is None or (mask.slopes is None and scores.softcap == 0))
     return AttentionPattern(flat, (query, key, value), scatters, scores, mask)
 
 
@@ -135,6 +135,7 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
     merged = merge_linears_(graph, [query.linear, key.linear, value.linear])
     gains = [gain for gain in (query.gain, key.gain) if gain is not None]
     slopes = [] if pattern.mask.slopes is None else [_slopes_(graph, pattern.mask.slopes)]
+    ends = [] if pattern.mask.ends is None else [pattern.mask.ends]
     key_write, value_write = pattern.scatters
     pasts = [take(key_write, 0), take(value_write, 0)]
     attributes: dict[str, int | float | str] = {
@@ -149,11 +150,12 @@ def replace_attention_(graph: ir.Graph, pattern: AttentionPattern) -> None:
         "softcap": pattern.scores.softcap,
         "clip": query.clip,
         "norm_eps": query.norm_eps,
+        **({opset.ATTR_HAS_VISIBLE_END: 1} if ends else {}),
         **opset.PLUGIN_ATTRIBUTES,
     }
     fused = ir.node(
         opset.CACHED_ATTENTION,
-        [merged, take(key_write, 2), *pasts, *query.tables, *gains, *slopes],
+        [merged, take(key_write, 2), *pasts, *query.tables, *gains, *slopes, *ends],
         attributes,
         domain=opset.DOMAIN,
         num_outputs=3,
@@ -245,7 +247,7 @@ def _pairs_of(table: ir.Value) -> int:
 
 
 def _match_mask(mask: ir.Value) -> _Mask:
-    """Matches a causal mask, perhaps with a window, perhaps with ALiBi."""
+    """Matches a causal mask, perhaps with ends of its own, perhaps with a window, perhaps with ALiBi."""
     slopes = None
     if made_by(mask, "Where"):
         where = maker(mask, "Where")
@@ -266,8 +268,13 @@ def _match_mask(mask: ir.Value) -> _Mask:
         need(window > 0)
     causal = maker(mask, "LessOrEqual")
     _need_slots(take(causal, 0))
-    _need_queries(take(causal, 1))
-    return _Mask(window, slopes)
+    last, ends = take(causal, 1), None
+    if made_by(last, "Gather"):
+        gather = maker(last, "Gather")
+        ends, last = take(gather, 0), take(gather, 1)
+        need(ends.name == VISIBLE_END and ends.is_graph_input() and integer_attribute(gather, "axis", 0) == 0)
+    _need_queries(last)
+    return _Mask(window, slopes, ends)
 
 
 def _need_queries(value: ir.Value) -> None:

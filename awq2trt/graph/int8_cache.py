@@ -59,8 +59,7 @@ def no_operator_error(where: str) -> UnsupportedError:
     sizes = ", ".join(map(str, opset.ATTENTION_HEAD_SIZES))
     return UnsupportedError(
         f"an int8 cache needs our fused attention operator, which supports heads of {sizes} channels, but "
-        "neither rotary tables that depend on the length nor layer norms of queries and keys, nor tokens of an image "
-        "that see each other.",
+        "neither rotary tables that depend on the length nor layer norms of queries and keys.",
         where=where,
         fix="build with --cache fp16.",
     )

@@ -209,6 +209,7 @@ def _attention_inputs(numbers: _Numbers) -> list[str]:
         *tables * bool(numbers["rotary_dim"]),
         *gains * bool(numbers["has_norms"]),
         *["alibi"] * bool(numbers["has_alibi"]),
+        *["visible_end"] * bool(numbers.get(opset.ATTR_HAS_VISIBLE_END)),
         *("past_key_scale", "past_value_scale") * bool(numbers.get(opset.ATTR_HAS_CACHE_SCALES)),
     ]
 
@@ -259,7 +260,8 @@ def _mask(nodes: _Nodes, inputs: _Inputs, numbers: _Numbers, keys: ir.Value, pos
     """Which slots a token sees, bool [B, 1, S, C]; with ALiBi what is added to the scores, [B, Hq, S, C]."""
     slots = nodes.count_to(nodes.length(keys, 2))
     queries = nodes.op("Unsqueeze", positions, nodes.integers(1, 3))  # [B, 1, S, 1]
-    seen = nodes.op("LessOrEqual", slots, queries)
+    ends = inputs.get("visible_end")
+    seen = nodes.op("LessOrEqual", slots, queries if ends is None else nodes.op("Gather", ends, queries))
     if numbers["window"]:
         oldest = nodes.op("Sub", queries, nodes.integers(int(numbers["window"])))
         seen = nodes.op("And", seen, nodes.op("Greater", slots, oldest))

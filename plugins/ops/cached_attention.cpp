@@ -37,6 +37,12 @@ bool check_optional_shapes(const Attributes& attributes, const Shape* inputs, co
   if (attributes.has_alibi != 0 && !has_sizes(inputs[alibi_input(attributes)], {problem.heads})) {
     return fail(error, "%s: slopes must have shape [%d]", kName, problem.heads);
   }
+  if (attributes.has_visible_end != 0) {
+    const Shape& ends = inputs[visible_end_input(attributes)];
+    if (ends.rank != 1 || ends.sizes[0] < problem.capacity) {
+      return fail(error, "%s: visible_end must have shape [at least %d]", kName, problem.capacity);
+    }
+  }
   if (attributes.has_cache_scales != 0) {
     for (int32_t i = cache_scale_input(attributes); i < cache_scale_input(attributes) + 2; ++i) {
       if (!has_sizes(inputs[i], {problem.batch, problem.kv_heads, problem.capacity})) {
@@ -57,7 +63,8 @@ bool check_attributes(const Attributes& a, ErrorText* error) {
   }
   if (!check_flag(kName, kInterleaved, a.interleaved, error) || !check_flag(kName, kHasNorms, a.has_norms, error) ||
       !check_flag(kName, kHasAlibi, a.has_alibi, error) ||
-      !check_flag(kName, kHasCacheScales, a.has_cache_scales, error)) {
+      !check_flag(kName, kHasCacheScales, a.has_cache_scales, error) ||
+      !check_flag(kName, kHasVisibleEnd, a.has_visible_end, error)) {
     return false;
   }
   if (a.num_heads % a.num_kv_heads != 0) {
@@ -72,10 +79,10 @@ bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* e
   const int32_t expected = input_count(attributes);
   return count == expected ||
          fail(error,
-              "%s: expected %d inputs for rotary_dim = %d, has_norms = %d, has_alibi = %d and has_cache_scales = %d, "
-              "got %d",
+              "%s: expected %d inputs for rotary_dim = %d, has_norms = %d, has_alibi = %d, has_visible_end = %d and "
+              "has_cache_scales = %d, got %d",
               kName, expected, attributes.rotary_dim, attributes.has_norms, attributes.has_alibi,
-              attributes.has_cache_scales, count);
+              attributes.has_visible_end, attributes.has_cache_scales, count);
 }
 
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType qkv_type,
@@ -83,7 +90,8 @@ bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, 
   const int32_t output = tensor - input_count(attributes);
   const bool holds_numbers =
       tensor == kPastKey || tensor == kPastValue || output == kPresentKey || output == kPresentValue;
-  const ElementType expected = tensor == kPosition                                 ? ElementType::kInt64
+  const bool is_slots = tensor == kPosition || tensor == visible_end_input(attributes);
+  const ElementType expected = is_slots                                            ? ElementType::kInt64
                                : tensor == alibi_input(attributes)                 ? ElementType::kFloat32
                                : holds_numbers && attributes.has_cache_scales != 0 ? ElementType::kInt8
                                                                                    : qkv_type;
@@ -126,7 +134,8 @@ bool describe_problem(const Attributes& attributes, const Shape* inputs, Element
               attributes.interleaved != 0,
               attributes.has_alibi != 0,
               qkv_type == ElementType::kFloat16 ? DataType::kHalf : DataType::kBFloat16,
-              attributes.has_cache_scales != 0 ? CacheType::kInt8 : CacheType::kAsActivations};
+              attributes.has_cache_scales != 0 ? CacheType::kInt8 : CacheType::kAsActivations,
+              attributes.has_visible_end != 0};
   if (const char* const reason = check_validity(*problem)) {
     return fail(error, "%s with B = %d, S = %d, C = %d, D = %d: %s", kName, problem->batch, problem->tokens,
                 problem->capacity, problem->head_dim, reason);

@@ -28,7 +28,8 @@ constexpr char kScale[] = "scale";
 constexpr char kSoftcap[] = "softcap";
 constexpr char kClip[] = "clip";
 constexpr char kNormEps[] = "norm_eps";
-constexpr char kHasCacheScales[] = "has_cache_scales";  // a node may leave it out, which means 0
+constexpr char kHasCacheScales[] = "has_cache_scales";  // a node may leave it out, which means 0; and the next
+constexpr char kHasVisibleEnd[] = "has_visible_end";
 
 // The node's attributes. A number of 0 leaves out the step that it belongs to.
 struct Attributes {
@@ -44,11 +45,12 @@ struct Attributes {
   float clip;
   float norm_eps;
   int32_t has_cache_scales;
+  int32_t has_visible_end;
 };
 
 // Inputs in order, without gaps: inputs of steps that the attributes leave out are absent.
 constexpr int32_t kQkv = 0, kPosition = 1, kPastKey = 2, kPastValue = 3, kFirstOptional = 4;
-constexpr int32_t kMaxInputs = 11;
+constexpr int32_t kMaxInputs = 12;
 constexpr int32_t kNoInput = -1;
 
 // Outputs.
@@ -59,7 +61,7 @@ inline int32_t rotary_inputs(const Attributes& attributes) { return attributes.r
 inline int32_t norm_inputs(const Attributes& attributes) { return attributes.has_norms != 0 ? 2 : 0; }
 inline int32_t input_count(const Attributes& attributes) {
   return kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) + attributes.has_alibi +
-         2 * attributes.has_cache_scales;
+         attributes.has_visible_end + 2 * attributes.has_cache_scales;
 }
 inline int32_t output_count(const Attributes& attributes) {
   return attributes.has_cache_scales != 0 ? kMaxOutputs : kPresentValue + 1;
@@ -74,6 +76,11 @@ inline int32_t query_norm_input(const Attributes& attributes) {
 }
 inline int32_t alibi_input(const Attributes& attributes) {
   return attributes.has_alibi != 0 ? kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) : kNoInput;
+}
+inline int32_t visible_end_input(const Attributes& attributes) {
+  return attributes.has_visible_end != 0
+             ? kFirstOptional + rotary_inputs(attributes) + norm_inputs(attributes) + attributes.has_alibi
+             : kNoInput;
 }
 inline int32_t cache_scale_input(const Attributes& attributes) {
   return attributes.has_cache_scales != 0 ? input_count(attributes) - 2 : kNoInput;
@@ -92,8 +99,8 @@ bool check_attributes(const Attributes& attributes, ErrorText* error);
 // Checks that `count` is the number of inputs that the attributes ask for.
 bool check_input_count(const Attributes& attributes, int32_t count, ErrorText* error);
 
-// Checks that positions are int64, slopes fp32, keys and values with scales int8, and that everything else has the type
-// of qkv. `tensor` counts inputs, and then outputs.
+// Checks that positions and ends are int64, slopes fp32, keys and values with scales int8, and that everything else has
+// the type of qkv. `tensor` counts inputs, and then outputs.
 bool check_type(const Attributes& attributes, int32_t tensor, ElementType type, ElementType qkv_type, ErrorText* error);
 
 // qkv [B, S, (Hq + 2 Hkv) D] and past_key [B, Hkv, C, D] have as many dimensions. Sizes may still be unknown.

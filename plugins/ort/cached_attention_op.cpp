@@ -27,19 +27,19 @@ enum class Cache { kAsActivations, kCodes };
 
 // The node's attributes, after a check that they fit its number of inputs.
 Attributes read_attributes(const Node& node, Cache cache) {
-  const Attributes attributes = {
-      node.integer_attribute(cached_attention::kNumHeads),
-      node.integer_attribute(cached_attention::kNumKvHeads),
-      node.integer_attribute(cached_attention::kRotaryDim),
-      node.integer_attribute(cached_attention::kInterleaved),
-      node.integer_attribute(cached_attention::kWindow),
-      node.integer_attribute(cached_attention::kHasNorms),
-      node.integer_attribute(cached_attention::kHasAlibi),
-      node.float_attribute(cached_attention::kScale),
-      node.float_attribute(cached_attention::kSoftcap),
-      node.float_attribute(cached_attention::kClip),
-      node.float_attribute(cached_attention::kNormEps),
-      cache == Cache::kCodes ? node.integer_attribute(cached_attention::kHasCacheScales) : 0};
+  const Attributes attributes = {node.integer_attribute(cached_attention::kNumHeads),
+                                 node.integer_attribute(cached_attention::kNumKvHeads),
+                                 node.integer_attribute(cached_attention::kRotaryDim),
+                                 node.integer_attribute(cached_attention::kInterleaved),
+                                 node.integer_attribute(cached_attention::kWindow),
+                                 node.integer_attribute(cached_attention::kHasNorms),
+                                 node.integer_attribute(cached_attention::kHasAlibi),
+                                 node.float_attribute(cached_attention::kScale),
+                                 node.float_attribute(cached_attention::kSoftcap),
+                                 node.float_attribute(cached_attention::kClip),
+                                 node.float_attribute(cached_attention::kNormEps),
+                                 cache == Cache::kCodes ? node.integer_attribute(cached_attention::kHasCacheScales) : 0,
+                                 node.optional_integer_attribute(cached_attention::kHasVisibleEnd)};
   ErrorText error;
   require(cached_attention::check_attributes(attributes, &error), error);
   require(cached_attention::check_input_count(attributes, static_cast<int32_t>(node.input_count()), &error), error);
@@ -95,6 +95,9 @@ class Call {
     }
     if (problem_.has_alibi) {
       tensors_.alibi = static_cast<const float*>(data(cached_attention::alibi_input(attributes)));
+    }
+    if (problem_.has_visible_end) {
+      tensors_.visible_end = static_cast<const int64_t*>(data(cached_attention::visible_end_input(attributes)));
     }
     if (attributes.has_cache_scales != 0) {
       tensors_.past_key_scale = data(cached_attention::cache_scale_input(attributes));
@@ -176,13 +179,15 @@ class CpuCall {
     const int64_t table = slots_ * (problem_.rotary_dim / 2);
     const int64_t gains = problem_.has_norms ? problem_.head_dim : 0;
     const auto load = [this](const void* tensor, int64_t count) { return load_numbers(tensor, type_, 0, count); };
+    std::vector<int64_t> ends;
+    if (problem_.has_visible_end) ends.assign(tensors_.visible_end, tensors_.visible_end + slots_);
     const AttentionReference result = attention_reference(
         problem, load(tensors_.qkv, problem_.batch * problem_.tokens * row),
         std::vector<int64_t>(tensors_.position, tensors_.position + problem_.batch), load(tensors_.cos, table),
         load(tensors_.sin, table), load(tensors_.query_norm, gains), load(tensors_.key_norm, gains),
         load_numbers(tensors_.alibi, ElementType::kFloat32, 0, problem_.has_alibi ? problem_.heads : 0),
         load_cache(tensors_.present_key, tensors_.present_key_scale),
-        load_cache(tensors_.present_value, tensors_.present_value_scale), rounding_to(type_));
+        load_cache(tensors_.present_value, tensors_.present_value_scale), rounding_to(type_), ends);
     store_numbers(result.y.data(), static_cast<int64_t>(result.y.size()), type_, tensors_.y, 0);
     if (has_codes()) {
       store_new_codes(result.keys, result.key_scales, tensors_.present_key, tensors_.present_key_scale);
@@ -266,8 +271,8 @@ class CachedAttentionOperator final : public CustomOperator {
  public:
   CachedAttentionOperator(const char* provider, abi::ElementType type)
       : provider_(provider),
-        // Optional inputs are cosines, sines, gains and scales of `type`, and slopes of fp32, in any combination
-        // (FORMAT.md).
+        // Optional inputs are cosines, sines, gains and scales of `type`, slopes of fp32 and ends of int64, in any
+        // combination (FORMAT.md).
         inputs_{{type, false}, {abi::ElementType::kInt64, false}, {cache_type(type), false}, {cache_type(type), false}},
         outputs_{{type, false}, {cache_type(type), false}, {cache_type(type), false}, {type, true}, {type, true}} {
     inputs_.resize(cached_attention::kMaxInputs, {abi::ElementType::kUndefined, true});

@@ -122,6 +122,14 @@ int32_t Node::integer_attribute(const char* name) const {
       std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(), std::numeric_limits<int32_t>::max()));
 }
 
+int32_t Node::optional_integer_attribute(const char* name) const {
+  try {
+    return integer_attribute(name);
+  } catch (const Failure&) {
+    return 0;
+  }
+}
+
 float Node::float_attribute(const char* name) const {
   float value = 0.0F;
   runtime_.call(abi::kKernelInfoGetAttribute_float, info_, name, &value);

@@ -31,7 +31,8 @@ class Node {
   Node(const Runtime& runtime, const abi::KernelInfo* info) : runtime_(runtime), info_(info) {}
 
   std::string name() const;
-  int32_t integer_attribute(const char* name) const;  // the nearest where it does not fit 32 bits
+  int32_t integer_attribute(const char* name) const;           // the nearest where it does not fit 32 bits
+  int32_t optional_integer_attribute(const char* name) const;  // the same; 0 where the node has none
   float float_attribute(const char* name) const;
   size_t input_count() const;
   size_t output_count() const;

@@ -39,7 +39,8 @@ struct CachedAttentionOperator {
       {rules::kSoftcap, PluginFieldType::kFLOAT32, offsetof(Attributes, softcap)},
       {rules::kClip, PluginFieldType::kFLOAT32, offsetof(Attributes, clip)},
       {rules::kNormEps, PluginFieldType::kFLOAT32, offsetof(Attributes, norm_eps)},
-      {rules::kHasCacheScales, PluginFieldType::kINT32, offsetof(Attributes, has_cache_scales), true}};
+      {rules::kHasCacheScales, PluginFieldType::kINT32, offsetof(Attributes, has_cache_scales), true},
+      {rules::kHasVisibleEnd, PluginFieldType::kINT32, offsetof(Attributes, has_visible_end), true}};
 
   static int32_t output_count(const Attributes& attributes) { return rules::output_count(attributes); }
   static int32_t aliased_input(const Attributes& attributes, int32_t output) {
@@ -94,6 +95,9 @@ struct CachedAttentionOperator {
       tensors.key_norm = buffers.inputs[rules::query_norm_input(attributes) + 1];
     }
     if (problem.has_alibi) tensors.alibi = static_cast<const float*>(buffers.inputs[rules::alibi_input(attributes)]);
+    if (problem.has_visible_end) {
+      tensors.visible_end = static_cast<const int64_t*>(buffers.inputs[rules::visible_end_input(attributes)]);
+    }
     tensors.y = buffers.outputs[rules::kY];
     tensors.present_key = buffers.outputs[rules::kPresentKey];
     tensors.present_value = buffers.outputs[rules::kPresentValue];

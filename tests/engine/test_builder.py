@@ -341,7 +341,8 @@ def test_a_model_that_sees_gets_an_engine_of_every_graph(family: str, with_plugi
     contents, engines = onnx.manifest.contents, tmp_path / "engines"
     engines.mkdir()
     library = find_plugin_library() if with_plugin else None
-    build_engine(onnx.directory, RTX4090, engines, plugin_library=library)
+    result = build_engine(onnx.directory, RTX4090, engines, plugin_library=library)
+    assert (opset.CACHED_ATTENTION in result.operators) == with_plugin
     profiles = build_beside(onnx.directory, contents, RTX4090, engines, plugin_library=library)
     assert {name: [each.name for each in made] for name, made in profiles.items()} == {
         "vision": ["image"],

@@ -16,6 +16,7 @@ import pytest
 from family_variants import MODELS
 from numpy.typing import NDArray
 from tiny_checkpoints import FamilyCheckpoint, random_linear, relative_error
+from tiny_gemma3 import export_gemma3
 
 from awq2trt import opset
 from awq2trt.checkpoint.pack import pack_int4, unpack_int4
@@ -27,7 +28,7 @@ from awq2trt.graph.matching import tensor_of
 from awq2trt.graph.merge_linears import merge_linears_
 from awq2trt.graph.provider_file import Lowering, lower_, save_model, write_lowered
 from awq2trt.graph.read import open_decoder, operators_of
-from awq2trt.io_contract import MODEL_FILE
+from awq2trt.io_contract import CACHE_POSITION, INPUTS_EMBEDS, MODEL_FILE, VISIBLE_END
 from awq2trt.machine.plugin_library import find_plugin_library, register_custom_ops_
 from awq2trt.onnx_export import export_onnx
 from awq2trt.onnx_export.fused_bodies import add_bodies_
@@ -38,6 +39,9 @@ from awq2trt.scheme import QuantizedLinear, QuantScheme
 
 PROMPT, STEPS = [5, 17, 80, 3, 99, 42, 7, 7, 61, 15], [30, 2, 88]
 LAYERS = 2
+
+Array = NDArray[Any]
+
 NODES_OF_A_BLOCK = {"gemma2": 7, "gemma3": 7, "falcon": 6, "falcon-11b": 6}
 """q-k-v with its norm, attention, o, gate and up (or up alone) with norm and activation, down: 5; more with norms after
 a linear, and with a norm that two linears read."""
@@ -230,3 +234,59 @@ def test_operators_of_the_library_run_a_fused_file(name: str, tmp_path: Path) ->
         caches = {past: outputs[past.replace("past", "present")] for past in caches}
         position += len(tokens)
         assert relative_error(outputs["logits"].ravel(), plain.forward(tokens)) < 1e-2
+
+
+def _outputs(directory: Path, tables: list[Array], options: onnxruntime.SessionOptions) -> list[Array]:
+    """Scores of two calls, of 14 embeddings and of one, each with its table of ends."""
+    session = onnxruntime.InferenceSession(str(directory / MODEL_FILE), options, providers=["CPUExecutionProvider"])
+    types = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int8)": np.int8}
+    caches = {
+        value.name: np.zeros(
+            [size if isinstance(size, int) else 128 for size in (1, *value.shape[1:])], types[value.type]
+        )
+        for value in session.get_inputs()
+        if value.name.startswith("past_")
+    }
+    dtype = next(types[value.type] for value in session.get_inputs() if value.name == INPUTS_EMBEDS)
+    embeds, scores, position = np.random.default_rng(0).standard_normal((1, 15, 128)), [], 0
+    for table, length in zip(tables, (14, 1), strict=True):
+        new = embeds[:, position : position + length].astype(dtype)
+        feeds = {INPUTS_EMBEDS: new, CACHE_POSITION: np.asarray([position]), VISIBLE_END: table, **caches}
+        outputs = dict(zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True))
+        caches = {past: outputs[past.replace("past", "present")] for past in caches}
+        scores.append(outputs["logits"])
+        position += length
+    return scores
+
+
+@pytest.mark.parametrize("lowering", [None, Lowering.CUDA_FUSED, Lowering.CUDA_INT8])
+def test_fused_tokens_of_an_image_see_each_other(lowering: Lowering | None, tmp_path: Path) -> None:
+    """By function bodies, and by the library's operators with both kinds of caches."""
+    text = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    exported = export_gemma3(tmp_path, text=text).directory
+    fused, plain = tmp_path / "fused", tmp_path / "plain"
+    fused.mkdir()
+    plain.mkdir()
+    write_lowered(exported, Lowering.CPU, plain, SilentProgress())
+    options = onnxruntime.SessionOptions()
+    if lowering is None:
+        model, _ = open_decoder(exported)
+        fuse_(model)
+        add_bodies_(model)
+        save_model(model, fused)
+    else:
+        try:
+            register_custom_ops_(options, find_plugin_library().path)
+        except ToolError as error:
+            pytest.skip(str(error))
+        write_lowered(exported, lowering, fused, SilentProgress())
+    nodes = [node for node in open_decoder(fused)[0].graph if node.op_type in (opset.CACHED_ATTENTION, "Attention")]
+    assert [node.attributes.get_int(opset.ATTR_HAS_VISIBLE_END) for node in nodes] == [1, 1]
+    assert [node.attributes.get_int("window") for node in nodes] == [6, 0]
+    causal = np.arange(128)
+    block = causal.copy()
+    block[3:13] = 12  # wider than the window of the first layer
+    got = _outputs(fused, [block, block], options)
+    for found, expected in zip(got, _outputs(plain, [block, block], onnxruntime.SessionOptions()), strict=True):
+        assert relative_error(found.ravel(), expected.ravel()) < (3e-2 if lowering is Lowering.CUDA_INT8 else 1e-2)
+    assert relative_error(_outputs(fused, [causal, causal], options)[0].ravel(), got[0].ravel()) > 0.1

@@ -51,7 +51,12 @@ BEST_TOKEN = "best_token.h"
 NAMES_OF_OPERATORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cached_attention.h": (
         opset.CACHED_ATTENTION,
-        (*opset.ATTENTION_INT_ATTRIBUTES, *opset.ATTENTION_FLOAT_ATTRIBUTES, opset.ATTR_HAS_CACHE_SCALES),
+        (
+            *opset.ATTENTION_INT_ATTRIBUTES,
+            *opset.ATTENTION_FLOAT_ATTRIBUTES,
+            opset.ATTR_HAS_CACHE_SCALES,
+            opset.ATTR_HAS_VISIBLE_END,
+        ),
     ),
     "fused_linear.h": (
         opset.FUSED_LINEAR,

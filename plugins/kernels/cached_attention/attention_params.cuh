@@ -1,5 +1,5 @@
 // What the attention kernels share: their parameters in the type of the call, the score of a query and a key, and the
-// slots that a block of queries sees.
+// slots that a query and a block of queries see.
 #pragma once
 
 #include <cfloat>
@@ -7,6 +7,7 @@
 
 #include "kernels/cached_attention/cached_attention.h"
 #include "kernels/device/convert.cuh"
+#include "kernels/device/global_loads.cuh"
 
 namespace awq2trt {
 
@@ -20,7 +21,8 @@ struct AttentionParams {
   const T* query_norm;
   const T* key_norm;
   const float* alibi;
-  C* keys;  // present, [B, Hkv, capacity, D]
+  const int64_t* visible_end;  // [at least capacity]
+  C* keys;                     // present, [B, Hkv, capacity, D]
   C* values;
   T* y;
   T* queries;       // workspace: normed and rotated, [B, S, Hq, D]; not in kDecode
@@ -39,28 +41,58 @@ constexpr float kLog2E = 1.4426950408889634f;
 // scores is a number.
 constexpr float kMasked = -FLT_MAX / 4;
 
-// Score of a query at `query_position` and the key in slot `slot` from their product, times log2(e): weights are powers
-// of 2. kMasked if the query does not see the slot. kPlain: there is neither a soft cap nor ALiBi.
-template <bool kPlain, typename Params>
-__device__ __forceinline__ float score_of(const Params& p, float product, int slot, int query_position, float slope) {
-  float score = product * p.scale;
-  if (!kPlain) {
-    if (p.softcap > 0.f) score = p.softcap * tanhf(score / p.softcap);
-    score += slope * static_cast<float>(slot - query_position);
-  }
-  const bool seen = slot <= query_position && (p.window == 0 || slot > query_position - p.window);
-  return seen ? score * kLog2E : kMasked;
-}
+// What a query sees without ends: the slots up to its own, or a window of them.
+struct OwnSlot {
+  int last;
+};
 
-// Slots [begin, end) that at least one query at positions first .. last sees.
-struct SlotRange {
-  int begin, end;
+// What any query sees; the last slot is its own if there are no ends.
+struct SeenSlots {
+  int first, last;
 };
 
 template <typename Params>
-__device__ __forceinline__ SlotRange slots_seen(const Params& p, int first, int last) {
-  return {p.window == 0 ? 0 : max(0, first + 1 - p.window), min(last + 1, p.capacity)};
+__device__ __forceinline__ bool sees(const Params& p, OwnSlot own, int slot) {
+  return slot <= own.last && (p.window == 0 || slot > own.last - p.window);
 }
+template <typename Params>
+__device__ __forceinline__ bool sees(const Params&, SeenSlots seen, int slot) {
+  return slot >= seen.first && slot <= seen.last;
+}
+
+// The first slot that the token in slot `slot` sees.
+template <typename Params>
+__device__ __forceinline__ int first_seen(const Params& p, int slot) {
+  return p.window == 0 ? 0 : max(0, slot + 1 - p.window);
+}
+
+// The last slot that the token in slot `slot` sees: its own, or its end if there are ends. An end is clamped to the
+// token's own slot and to that of the sequence's last new token, `newest`: it never leads to slots that were not
+// written.
+template <bool kMayHaveEnds, typename Params>
+__device__ __forceinline__ int last_seen(const Params& p, int slot, int newest) {
+  if (!kMayHaveEnds || p.visible_end == nullptr) return slot;
+  const int64_t end = load_fresh(p.visible_end + min(slot, p.capacity - 1));
+  return end <= slot ? slot : end >= newest ? newest : static_cast<int>(end);
+}
+
+// Score of a query that sees `seen` and the key in slot `slot` from their product, times log2(e): weights are powers of
+// 2. kMasked if the query does not see the slot. kPlain: there is neither a soft cap nor ALiBi, which both exclude
+// ends, so that otherwise the last slot that a query sees is its own.
+template <bool kPlain, typename Params, typename Seen>
+__device__ __forceinline__ float score_of(const Params& p, float product, int slot, Seen seen, float slope) {
+  float score = product * p.scale;
+  if (!kPlain) {
+    if (p.softcap > 0.f) score = p.softcap * tanhf(score / p.softcap);
+    score += slope * static_cast<float>(slot - seen.last);
+  }
+  return sees(p, seen, slot) ? score * kLog2E : kMasked;
+}
+
+// Slots [begin, end) that at least one query of several in a row sees.
+struct SlotRange {
+  int begin, end;
+};
 
 // A sequence's position, clamped to the cache: a position outside it gives meaningless numbers but must not reach
 // memory that is not ours. At the capacity nothing is written.

@@ -6,7 +6,9 @@
 // In:  qkv [B, S, (Hq + 2 Hkv) D] fp16 or bf16: the queries, keys and values of all heads of each new token, in this
 //      order; `position` [B], the cache slot of each sequence's first new token; the cache [B, Hkv, C, D].
 // Out: y [B, S, Hq D]; the cache with the keys (normed, rotated) and values of the new tokens in slots position ..
-//      position + S - 1. Token t sees the slots up to its own, and with a window of W only the last W of them.
+//      position + S - 1. Token t sees the slots up to its own, and with a window of W only the last W of them. With
+//      ends it sees further: up to visible_end of its slot, which never decreases from slot to slot; a window limits
+//      how far back it sees, from its own slot.
 // The cache has the type of qkv, or codes of 8 bits with a scale for each slot and key-value head.
 // Scores, softmax and sums are fp32, in an order that depends on the problem, the positions and the device only, so the
 // same call gives the same bits. Knows neither TensorRT nor ONNX Runtime.
@@ -46,6 +48,7 @@ struct AttentionProblem {
   bool has_alibi;
   DataType dtype;
   CacheType cache_type;
+  bool has_visible_end;
 
   int heads_per_kv() const { return heads / kv_heads; }
 };
@@ -93,6 +96,7 @@ struct AttentionTensors {
   const void* past_value_scale;
   void* present_key_scale;
   void* present_value_scale;
+  const int64_t* visible_end;  // [at least C], aligned to 8 bytes: the last slot that each slot's token sees
 };
 
 // Enqueues the kernels of `config` on `stream`. Where past and present are different memory, the past is copied first.

@@ -71,6 +71,9 @@ const char* check_validity(const AttentionProblem& problem) {
   }
   if (problem.window < 0) return "the window cannot be negative";
   if (!(problem.softcap >= 0.f) || !(problem.clip >= 0.f)) return "softcap and clip cannot be negative";
+  if (problem.has_visible_end && (problem.has_alibi || problem.softcap > 0.f)) {
+    return "with ends of what tokens see there are neither slopes nor a softcap";
+  }
   if (problem.has_norms && !(problem.norm_eps > 0.f)) return "norms need a positive epsilon";
   return nullptr;
 }

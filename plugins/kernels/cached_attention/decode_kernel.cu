@@ -47,10 +47,16 @@ __device__ __forceinline__ Split split_of(const Params& p, const SlotRange& seen
   return {begin, min(begin + share, seen.end), (slots + share - 1) / share};
 }
 
+// What a row of the tile sees.
+template <typename Params>
+__device__ __forceinline__ SeenSlots seen_by_row(const Params& p, const RowTile& tile, int row) {
+  const int slot = tile.position + (tile.first_row + row) / p.heads_per_kv;
+  return {first_seen(p, slot), last_seen<true>(p, slot, tile.position + p.tokens - 1)};
+}
+
 template <typename Params>
 __device__ __forceinline__ SlotRange slots_of_rows(const Params& p, const RowTile& tile) {
-  const int last_row = tile.first_row + tile.rows - 1;
-  return slots_seen(p, tile.position + tile.first_row / p.heads_per_kv, tile.position + last_row / p.heads_per_kv);
+  return {seen_by_row(p, tile, 0).first, min(seen_by_row(p, tile, tile.rows - 1).last + 1, p.capacity)};
 }
 
 // Starts to load the first keys and values of a block's range into the L2 cache.
@@ -158,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
 
   const C* const keys = p.keys + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
   const C* const values = p.values + cache_row(p, tile.sequence, tile.kv_head, 0) * kHeadDim;
-  const int query_position = tile.position + token_of(min(g, tile.rows - 1));
+  const SeenSlots seen = seen_by_row(p, tile, min(g, tile.rows - 1));
   const float slope = p.alibi != nullptr ? p.alibi[head_of(min(g, tile.rows - 1))] : 0.f;
 
   typename Tile::Sums sum = {};  // row g; channels kLaneChannels (8 j + n) + e for n = 2t and 2t + 1
@@ -208,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 2) decode_attention_kernel(Attention
       for (int n = 0; n < 2; ++n) {
         const int slot = first + 8 * i + 2 * t + n;
         if constexpr (kHasScales) score[i][n] *= __shfl_sync(0xffffffffu, scale, 8 * i + 2 * t + n);
-        score[i][n] = slot < split.end ? score_of<false>(p, score[i][n], slot, query_position, slope) : kMasked;
+        score[i][n] = slot < split.end ? score_of<false>(p, score[i][n], slot, seen, slope) : kMasked;
         tile_largest = fmaxf(tile_largest, score[i][n]);
       }
     }

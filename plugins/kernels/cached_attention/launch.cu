@@ -19,6 +19,7 @@ bool has_pointers(const AttentionProblem& problem, const AttentionConfig& config
   return (problem.rotary_dim == 0 || (tensors.cos != nullptr && tensors.sin != nullptr)) &&
          (!problem.has_norms || (tensors.query_norm != nullptr && tensors.key_norm != nullptr)) &&
          (!problem.has_alibi || tensors.alibi != nullptr) &&
+         (!problem.has_visible_end || tensors.visible_end != nullptr) &&
          (problem.cache_type == CacheType::kAsActivations ||
           (tensors.past_key_scale != nullptr && tensors.past_value_scale != nullptr &&
            tensors.present_key_scale != nullptr && tensors.present_value_scale != nullptr)) &&
@@ -62,6 +63,7 @@ AttentionParams<T, C> params_of(const AttentionProblem& problem, const Attention
   params.query_norm = problem.has_norms ? static_cast<const T*>(tensors.query_norm) : nullptr;
   params.key_norm = problem.has_norms ? static_cast<const T*>(tensors.key_norm) : nullptr;
   params.alibi = problem.has_alibi ? tensors.alibi : nullptr;
+  params.visible_end = problem.has_visible_end ? tensors.visible_end : nullptr;
   params.keys = static_cast<C*>(tensors.present_key);
   params.values = static_cast<C*>(tensors.present_value);
   params.key_scales = static_cast<T*>(tensors.present_key_scale);

@@ -9,6 +9,8 @@
 // - Rows in shared memory are padded by 16 bytes, which puts 8 consecutive rows into 8 different groups of banks for
 //   ldmatrix, for every head size that there is.
 // - Blocks with the most slots start first: with a causal mask those are the last queries.
+// - Where tokens see what is behind them, up to ends that never decrease, a block walks up to the end of its last
+//   query, and each row is masked from its own end on. Only kernels for this know ends.
 #include <type_traits>
 
 #include "kernels/cached_attention/codes.h"
@@ -100,14 +102,26 @@ struct PieceOfCodes {
   }
 };
 
-// kPlain: scores are products times a scale, without soft cap and ALiBi.
-template <int kHeadDim, bool kPlain, typename T, typename C>
+// Whether tiles that all queries of a warp see have a path of their own; with more channels it has no registers left.
+template <int kHeadDim>
+constexpr bool kHasWholeTiles = kHeadDim <= 128;
+
+// What the scores of a call are made of.
+enum class Scores {
+  kAny,           // perhaps with a soft cap or ALiBi
+  kPlain,         // products times a scale
+  kPlainWithEnds  // the same, where tokens may see what is behind them
+};
+
+template <int kHeadDim, Scores kScores, typename T, typename C>
 __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
     prefill_attention_kernel(AttentionParams<T, C> p) {
   using Shape = PrefillShape<kHeadDim>;
   constexpr int kThreads = Shape::kWarps * kWarpSize;
   constexpr int kVectors = kHeadDim / 8;  // of 16 bytes, in a row
   constexpr int kSteps = kHeadDim / 16;   // of k, in a score
+  constexpr bool kPlain = kScores != Scores::kAny, kHasEnds = kScores == Scores::kPlainWithEnds;
+  using Seen = std::conditional_t<kHasEnds, SeenSlots, OwnSlot>;
   extern __shared__ uint4 shared[];
   T* const tiles = reinterpret_cast<T*>(shared);  // keys 0, keys 1, values 0, values 1
   const uint32_t tiles_address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -119,10 +133,21 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
   const int last_token = min(first_token + Shape::kQueries, p.tokens) - 1;
 
   const int position = position_within(p, p.position[sequence]);
-  const SlotRange seen = slots_seen(p, position + first_token, position + last_token);
+  const auto first_seen_by = [&](int token) { return first_seen(p, position + token); };
+  const auto last_seen_by = [&](int token) {
+    return last_seen<kHasEnds>(p, position + token, position + p.tokens - 1);
+  };
+  const SlotRange seen = {first_seen_by(first_token), min(last_seen_by(last_token) + 1, p.capacity)};
   constexpr bool kHasCodes = !std::is_same_v<C, T>;
   const C* const keys = p.keys + cache_row(p, sequence, kv_head, 0) * kHeadDim;
   const C* const values = p.values + cache_row(p, sequence, kv_head, 0) * kHeadDim;
+
+  // With ends, what queries see waits in shared memory: with the most channels there are no registers for it.
+  __shared__ SeenSlots seen_shared[kHasEnds ? Shape::kQueries : 1];
+  if (kHasEnds && threadIdx.x < Shape::kQueries) {
+    const int token = min(first_token + static_cast<int>(threadIdx.x), last_token);
+    seen_shared[threadIdx.x] = {first_seen_by(token), last_seen_by(token)};
+  }
 
   // --- Queries: through shared memory into registers, where they stay ---
 
@@ -156,12 +181,17 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
 
   float sum[kHeadDim / 8][4] = {};
   float largest[2] = {kMasked, kMasked}, weights[2] = {};
-  int query_position[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) query_position[r] = position + min(first_token + warp * 16 + g + 8 * r, last_token);
+  const auto token_of = [&](int row) { return min(first_token + warp * 16 + row, last_token); };  // of the warp's rows
+  const int own_slot[2] = {position + token_of(g), position + token_of(g + 8)};
+  const auto seen_by_query = [&](int r) -> Seen {  // a thread's queries are those of rows g and g + 8
+    if constexpr (kHasEnds) {
+      return seen_shared[warp * 16 + g + 8 * r];
+    } else {
+      return {own_slot[r]};
+    }
+  };
   const float slope = !kPlain && p.alibi != nullptr ? p.alibi[head] : 0.f;
-  const int warp_first = position + min(first_token + warp * 16, last_token);  // positions of the warp's queries
-  const int warp_last = position + min(first_token + warp * 16 + 15, last_token);
+  const int seen_by_all_from = first_seen_by(token_of(15)), seen_by_all_to = last_seen_by(token_of(0));
 
   using Piece = PieceOfCodes<T, kHeadDim>;
   constexpr bool kLoadsAhead = kHeadDim <= 128;  // more channels leave no registers for the next codes
@@ -235,7 +265,8 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
     // One step of softmax; c0 and c1 belong to row g, c2 and c3 to row g + 8. Where every query of the warp sees every
     // slot of the tile, nothing is compared.
     const bool whole =
-        kPlain && first + Shape::kSlots - 1 <= warp_first && (p.window == 0 || first > warp_last - p.window);
+        kHasWholeTiles<kHeadDim> && kPlain && first + Shape::kSlots - 1 <= seen_by_all_to && first >= seen_by_all_from;
+    const Seen seen_by[2] = {seen_by_query(0), seen_by_query(1)};
     float tile_largest[2] = {kMasked, kMasked};
 #pragma unroll
     for (int n = 0; n < Shape::kSlots / 8; ++n) {
@@ -245,7 +276,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
           score[n][i] *= p.scale * kLog2E;
         } else {
           const int slot = first + 8 * n + 2 * t + i % 2;
-          score[n][i] = score_of<kPlain>(p, score[n][i], slot, query_position[i / 2], slope);
+          score[n][i] = score_of<kPlain>(p, score[n][i], slot, seen_by[i / 2], slope);
         }
         tile_largest[i / 2] = fmaxf(tile_largest[i / 2], score[n][i]);
       }
@@ -306,7 +337,7 @@ __global__ void __launch_bounds__(PrefillShape<kHeadDim>::kWarps* kWarpSize)
     weights[r] += __shfl_xor_sync(0xffffffffu, weights[r], 1);
     weights[r] += __shfl_xor_sync(0xffffffffu, weights[r], 2);
     const int token = first_token + warp * 16 + g + 8 * r;
-    if (token > last_token) continue;
+    if (token >= p.tokens) continue;
     T* const y = p.y + ((static_cast<int64_t>(sequence) * p.tokens + token) * p.heads + head) * kHeadDim;
     const float scale = 1.f / weights[r];
 #pragma unroll
@@ -322,10 +353,11 @@ template <int kHeadDim, typename T, typename C>
 cudaError_t launch_prefill_attention(const AttentionParams<T, C>& params, int batch, cudaStream_t stream) {
   using Shape = PrefillShape<kHeadDim>;
   const unsigned blocks = (params.tokens + Shape::kQueries - 1) / Shape::kQueries;
-  constexpr bool kHasPlain = kHeadDim <= 128;  // beyond, a second path has no registers left
-  const bool plain = kHasPlain && params.softcap == 0.f && params.alibi == nullptr;
-  auto* const kernel =
-      plain ? prefill_attention_kernel<kHeadDim, kHasPlain, T, C> : prefill_attention_kernel<kHeadDim, false, T, C>;
+  constexpr Scores kFewest = kHasWholeTiles<kHeadDim> ? Scores::kPlain : Scores::kAny;
+  const bool plain = params.softcap == 0.f && params.alibi == nullptr;
+  auto* const kernel = params.visible_end != nullptr ? prefill_attention_kernel<kHeadDim, Scores::kPlainWithEnds, T, C>
+                       : plain                       ? prefill_attention_kernel<kHeadDim, kFewest, T, C>
+                                                     : prefill_attention_kernel<kHeadDim, Scores::kAny, T, C>;
   return launch_kernel(kernel, dim3(blocks, params.heads, batch), Shape::kWarps * kWarpSize, Shape::kSharedBytes, false,
                        stream, params);
 }

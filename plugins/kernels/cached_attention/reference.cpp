@@ -55,7 +55,8 @@ double quantize(double (*round)(double), Vector* x) {
 AttentionReference attention_reference(const AttentionProblem& p, const Vector& qkv,
                                        const std::vector<int64_t>& position, const Vector& cos, const Vector& sin,
                                        const Vector& query_norm, const Vector& key_norm, const Vector& alibi,
-                                       Vector keys, Vector values, double (*round)(double)) {
+                                       Vector keys, Vector values, double (*round)(double),
+                                       const std::vector<int64_t>& visible_end) {
   const int64_t d = p.head_dim, width = (p.heads + 2 * p.kv_heads) * d;
   const auto head_of = [&](int64_t b, int64_t s, int64_t head) { return &qkv[(b * p.tokens + s) * width + head * d]; };
   const auto slot_of = [&](int64_t b, int64_t kv_head, int64_t slot) {
@@ -90,8 +91,9 @@ AttentionReference attention_reference(const AttentionProblem& p, const Vector& 
         if (p.has_norms) norm(p, query_norm, &query);
         rotate(p, cos, sin, position[b] + s, &query);
         const int64_t now = position[b] + s, first = p.window > 0 ? std::max<int64_t>(0, now + 1 - p.window) : 0;
+        const int64_t last = p.has_visible_end ? std::clamp(visible_end[now], now, position[b] + p.tokens - 1) : now;
         Vector scores;
-        for (int64_t slot = first; slot <= now; ++slot) {
+        for (int64_t slot = first; slot <= last; ++slot) {
           double score = 0.0;
           const int64_t place = slot_of(b, head / p.heads_per_kv(), slot);
           for (int i = 0; i < d; ++i) score += query[i] * keys[place + i];
@@ -103,7 +105,7 @@ AttentionReference attention_reference(const AttentionProblem& p, const Vector& 
         const double largest = *std::max_element(scores.begin(), scores.end());
         double weights = 0.0;
         double* const out = &y[((static_cast<int64_t>(b) * p.tokens + s) * p.heads + head) * d];
-        for (int64_t slot = first; slot <= now; ++slot) {
+        for (int64_t slot = first; slot <= last; ++slot) {
           const double weight = std::exp(scores[slot - first] - largest);
           const int64_t place = slot_of(b, head / p.heads_per_kv(), slot);
           for (int i = 0; i < d; ++i) out[i] += weight * values[place + i];

@@ -20,6 +20,7 @@ AttentionReference attention_reference(const AttentionProblem& problem, const st
                                        const std::vector<int64_t>& position, const std::vector<double>& cos,
                                        const std::vector<double>& sin, const std::vector<double>& query_norm,
                                        const std::vector<double>& key_norm, const std::vector<double>& alibi,
-                                       std::vector<double> keys, std::vector<double> values, double (*round)(double));
+                                       std::vector<double> keys, std::vector<double> values, double (*round)(double),
+                                       const std::vector<int64_t>& visible_end = {});
 
 }  // namespace awq2trt

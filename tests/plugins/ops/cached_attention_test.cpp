@@ -39,6 +39,12 @@ constexpr Attributes with_scales(Attributes attributes) {
   return attributes;
 }
 
+// The same where tokens see what is behind them, whose ends come before scales.
+constexpr Attributes with_ends(Attributes attributes) {
+  attributes.has_visible_end = 1;
+  return attributes;
+}
+
 // B = 2, S = 3, C = 100, D = 128: 12 heads of 128 channels.
 Node whole_node() {
   return {kEverything,
@@ -64,8 +70,14 @@ TEST(CachedAttentionOp, InputsFollowEachOtherWithoutGaps) {
     EXPECT_EQ(query_norm_input(each), 6);
     EXPECT_EQ(alibi_input(each), 8);
   }
-  EXPECT_EQ(input_count(with_scales(a)), kMaxInputs);
+  EXPECT_EQ(input_count(with_scales(a)), 11);
   EXPECT_EQ(cache_scale_input(with_scales(a)), 9);
+  EXPECT_EQ(visible_end_input(with_scales(a)), kNoInput);
+  EXPECT_EQ(visible_end_input(with_ends(kPlain)), 4);
+  EXPECT_EQ(visible_end_input(with_ends(a)), 9);
+  EXPECT_EQ(visible_end_input(with_scales(with_ends(a))), 9);
+  EXPECT_EQ(cache_scale_input(with_scales(with_ends(a))), 10);
+  EXPECT_EQ(input_count(with_scales(with_ends(a))), kMaxInputs);
   EXPECT_EQ(cache_scale_input(with_scales(kPlain)), 4);
 }
 
@@ -101,6 +113,8 @@ TEST(CachedAttentionOp, AttributesAreRefusedByName) {
             "CachedAttention: attribute interleaved must be 0 or 1, got 2");
   EXPECT_EQ(refused([](Attributes* a) { a->has_cache_scales = 2; }),
             "CachedAttention: attribute has_cache_scales must be 0 or 1, got 2");
+  EXPECT_EQ(refused([](Attributes* a) { a->has_visible_end = -1; }),
+            "CachedAttention: attribute has_visible_end must be 0 or 1, got -1");
   EXPECT_EQ(refused([](Attributes* a) { a->clip = -1.F; }),
             "CachedAttention: attribute clip cannot be negative, got -1");
   EXPECT_EQ(refused([](Attributes* a) { a->scale = -1.F; }), "taken") << "a factor may have any sign";
@@ -111,8 +125,10 @@ TEST(CachedAttentionOp, CountsOfInputsAreThoseOfTheAttributes) {
   EXPECT_TRUE(check_input_count(kEverything, 9, &error));
   EXPECT_FALSE(check_input_count(kPlain, 9, &error));
   EXPECT_STREQ(error.text,
-               "CachedAttention: expected 4 inputs for rotary_dim = 0, has_norms = 0, has_alibi = 0 and "
-               "has_cache_scales = 0, got 9");
+               "CachedAttention: expected 4 inputs for rotary_dim = 0, has_norms = 0, has_alibi = 0, "
+               "has_visible_end = 0 and has_cache_scales = 0, got 9");
+  EXPECT_TRUE(check_input_count(with_ends(kPlain), 5, &error));
+  EXPECT_FALSE(check_input_count(with_ends(kPlain), 4, &error));
   EXPECT_TRUE(check_input_count(with_scales(kEverything), 11, &error));
   EXPECT_FALSE(check_input_count(with_scales(kEverything), 9, &error));
 }
@@ -131,12 +147,44 @@ TEST(CachedAttentionOp, PositionsAreInt64SlopesFp32AndTheRestOfOneType) {
   EXPECT_STREQ(error.text, "CachedAttention: tensor 1 must be int64, got int32");
 }
 
+TEST(CachedAttentionOp, EndsAreInt64) {
+  ErrorText error = {};
+  for (const Attributes& attributes : {with_ends(kPlain), with_scales(with_ends(kPlain))}) {
+    EXPECT_TRUE(check_type(attributes, 4, ElementType::kInt64, ElementType::kFloat16, &error)) << error.text;
+    EXPECT_FALSE(check_type(attributes, 4, ElementType::kInt32, ElementType::kFloat16, &error));
+    EXPECT_STREQ(error.text, "CachedAttention: tensor 4 must be int64, got int32");
+  }
+}
+
+TEST(CachedAttentionOp, DescribesEndsOfOneForEachSlot) {
+  Node node = {with_ends(kPlain), {{1, 3, 12 * 64}, {1}, {1, 2, 10, 64}, {1, 2, 10, 64}, {10}}};
+  ASSERT_TRUE(node.describe()) << node.error.text;
+  EXPECT_TRUE(node.problem.has_visible_end);
+  for (const Sizes& sizes : {Sizes{1, 10}, Sizes{9}}) {
+    node.inputs[4] = sizes;
+    EXPECT_FALSE(node.describe());
+    EXPECT_STREQ(node.error.text, "CachedAttention: visible_end must have shape [at least 10]");
+  }
+  node.inputs[4] = {12};
+  EXPECT_TRUE(node.describe());
+  node.attributes.softcap = 30.F;
+  EXPECT_FALSE(node.describe());
+  EXPECT_STREQ(node.error.text,
+               "CachedAttention with B = 1, S = 3, C = 10, D = 64: with ends of what tokens see there are neither "
+               "slopes nor a softcap");
+  node.attributes = kPlain;
+  node.inputs.pop_back();
+  ASSERT_TRUE(node.describe());
+  EXPECT_FALSE(node.problem.has_visible_end);
+}
+
 TEST(CachedAttentionOp, KeysAndValuesThatHaveScalesAreInt8) {
   const Attributes attributes = with_scales(kEverything);
   ErrorText error = {};
-  for (int32_t tensor = 0; tensor < kMaxInputs + kMaxOutputs; ++tensor) {
-    const bool codes = tensor == kPastKey || tensor == kPastValue || tensor == kMaxInputs + kPresentKey ||
-                       tensor == kMaxInputs + kPresentValue;
+  const int32_t outputs = input_count(attributes);
+  for (int32_t tensor = 0; tensor < outputs + kMaxOutputs; ++tensor) {
+    const bool codes = tensor == kPastKey || tensor == kPastValue || tensor == outputs + kPresentKey ||
+                       tensor == outputs + kPresentValue;
     EXPECT_EQ(check_type(attributes, tensor, ElementType::kInt8, ElementType::kFloat16, &error), codes) << tensor;
     const bool halves = !codes && tensor != kPosition && tensor != 8;
     EXPECT_EQ(check_type(attributes, tensor, ElementType::kFloat16, ElementType::kFloat16, &error), halves) << tensor;

@@ -59,6 +59,11 @@ def options(library: plugin_library.PluginLibrary) -> onnxruntime.SessionOptions
         pytest.param(Attention(options={"window": 2}, position=(4,)), id="window"),
         pytest.param(Attention(options={"softcap": 2.0, "scale": 0.5}), id="softcap"),
         pytest.param(Attention(options={"clip": 0.5}), id="clip"),
+        pytest.param(Attention(position=(2,), tokens=6, blocks=((3, 5), (6, 7))), id="blocks"),
+        pytest.param(
+            Attention(position=(1, 4), tokens=7, blocks=((4, 7),), options={"window": 3, "rotary_dim": 32}),
+            id="blocks-wider-than-the-window",
+        ),
         pytest.param(Attention(position=(7, 0, 3), tokens=1, heads=6, kv_heads=1, head_dim=80), id="batch"),
         pytest.param(
             Attention(position=(6, 1), tokens=5, heads=3, kv_heads=3, head_dim=96, options=EVERYTHING), id="everything"
@@ -124,6 +129,25 @@ def test_attention_of_random_sizes(options: onnxruntime.SessionOptions, seed: in
     coded = replace(case, int8_cache=True)
     found = coded.node().run(options)
     assert_close(found["y"], coded.expected()["y"], case.dtype)
+
+
+def test_a_table_of_ends_has_one_for_each_slot(options: onnxruntime.SessionOptions) -> None:
+    node = Attention(blocks=((0, 2),)).node()
+    node.inputs = dict(node.inputs) | {"visible_end": np.arange(10)}
+    with pytest.raises(
+        Exception, match=rf"node '{NODE}': CachedAttention: visible_end must have shape \[at least 11\]"
+    ):
+        node.run(options)
+    node.inputs = dict(node.inputs) | {"visible_end": np.arange(11, dtype=np.int32)}
+    with pytest.raises(Exception, match="tensor 4 must be int64, got int32"):
+        node.run(options)
+
+
+def test_ends_lead_neither_before_a_token_nor_behind_the_last_new_one(options: onnxruntime.SessionOptions) -> None:
+    case = Attention(position=(2,), blocks=((2, 4),))
+    node, expected = case.node(), case.expected()
+    node.inputs = dict(node.inputs) | {"visible_end": np.array([-9, 0, 2**40, 2**40, 2**40, 0, 0, 0, 0, 0, 0])}
+    assert_close(node.run(options)["y"], expected["y"], case.dtype)
 
 
 def test_slots_after_the_new_ones_may_hold_anything(options: onnxruntime.SessionOptions) -> None:
@@ -210,6 +234,8 @@ def test_output_shapes_are_known_when_a_model_is_loaded(options: onnxruntime.Ses
         pytest.param(Attention(options={"window": -1}), "window must be at least 0, got -1", id="window"),
         pytest.param(Attention(options={"clip": -1.0}), "clip cannot be negative, got -1", id="clip"),
         pytest.param(Attention(options={"rotary_dim": 66}), "the rotated channels must be", id="rotary"),
+        pytest.param(Attention(blocks=(), options={"softcap": 2.0}), "neither slopes nor a softcap", id="ends-softcap"),
+        pytest.param(Attention(blocks=(), options={"has_alibi": 1}), "neither slopes nor a softcap", id="ends-alibi"),
     ],
 )
 def test_what_an_attention_cannot_be_names_the_node(

@@ -1,4 +1,5 @@
 // CachedAttention as TensorRT sees it. On a GPU against the CPU's reference (kernels/cached_attention/reference.h).
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/cached_attention/reference.h"
@@ -12,7 +13,7 @@ constexpr char kName[] = "CachedAttention";
 struct Attributes {
   int32_t num_heads, num_kv_heads, rotary_dim = 0, interleaved = 0, window = 0, has_norms = 0, has_alibi = 0;
   float scale = 0.125f, softcap = 0.f, clip = 0.f, norm_eps = 0.f;
-  int32_t has_cache_scales = 0;
+  int32_t has_cache_scales = 0, has_visible_end = 0;
 };
 
 Fields fields_of(const Attributes& a) {
@@ -21,7 +22,7 @@ Fields fields_of(const Attributes& a) {
   fields.integer("rotary_dim", a.rotary_dim).integer("interleaved", a.interleaved).integer("window", a.window);
   fields.integer("has_norms", a.has_norms).integer("has_alibi", a.has_alibi);
   fields.number("scale", a.scale).number("softcap", a.softcap).number("clip", a.clip).number("norm_eps", a.norm_eps);
-  fields.integer("has_cache_scales", a.has_cache_scales);
+  fields.integer("has_cache_scales", a.has_cache_scales).integer("has_visible_end", a.has_visible_end);
   return fields;
 }
 
@@ -39,6 +40,7 @@ Node node_of(const Attributes& a, int64_t max_tokens, int64_t head_dim, int64_t 
   if (a.rotary_dim != 0) node.tensors.insert(node.tensors.end(), 2, tensor(type, {capacity, a.rotary_dim / 2}));
   if (a.has_norms != 0) node.tensors.insert(node.tensors.end(), 2, tensor(type, {head_dim}));
   if (a.has_alibi != 0) node.tensors.push_back(tensor(TrtType::kFLOAT, {a.num_heads}));
+  if (a.has_visible_end != 0) node.tensors.push_back(tensor(TrtType::kINT64, {capacity}));
   node.tensors.insert(node.tensors.end(), scales.begin(), scales.end());
   const int64_t heads = a.num_heads * head_dim;
   node.tensors.push_back(tensor(type, dims({1, -1, heads}), dims({1, max_tokens, heads})));
@@ -49,6 +51,7 @@ Node node_of(const Attributes& a, int64_t max_tokens, int64_t head_dim, int64_t 
 }
 
 const Attributes kEverything = {8, 2, 32, 1, 33, 1, 1, 0.1f, 5.f, 2.f, 1e-6f, 0};
+const Attributes kWithEnds = {8, 2, 64, 0, 33, 1, 0, 0.1f, 0.f, 0.f, 1e-6f, 0, 1};
 
 class CachedAttentionPluginTest : public PluginTest {};
 
@@ -56,8 +59,8 @@ TEST_F(CachedAttentionPluginTest, CreatorNamesEveryAttribute) {
   const PluginFieldCollection& names = *Library::get().creator(kName)->getFieldNames();
   const Fields all = fields_of(kEverything);
   const PluginFieldCollection expected = all.collection();
-  ASSERT_EQ(names.nbFields, 12);
-  for (int32_t i = 0; i < 12; ++i) {
+  ASSERT_EQ(names.nbFields, 13);
+  for (int32_t i = 0; i < 13; ++i) {
     EXPECT_STREQ(names.fields[i].name, expected.fields[i].name);
     EXPECT_EQ(names.fields[i].type, expected.fields[i].type);
   }
@@ -90,6 +93,22 @@ TEST_F(CachedAttentionPluginTest, AnAttributeThatOlderNodesLackIsZero) {
   const auto plugin = create_plugin(kName, fields);
   ASSERT_NE(plugin, nullptr) << recorder().errors;
   EXPECT_EQ(build_of(*plugin)->getNbOutputs(), 3);
+  EXPECT_TRUE(supports_all(*plugin, node_of({8, 2}, 16, 64, 128))) << recorder().details;
+}
+
+TEST_F(CachedAttentionPluginTest, EndsAreAnInputOfInt64) {
+  const auto plugin = create_plugin(kName, fields_of(kWithEnds));
+  ASSERT_NE(plugin, nullptr) << recorder().errors;
+  Node node = node_of(kWithEnds, 16, 64, 128);
+  EXPECT_TRUE(supports_all(*plugin, node)) << recorder().details;
+  EXPECT_EQ(configure(*plugin, node), 0) << recorder().errors;
+  node.tensors[8].desc.dims = dims({127});
+  EXPECT_NE(configure(*plugin, node), 0);
+  EXPECT_NE(recorder().errors.find("visible_end must have shape [at least 128]"), std::string::npos)
+      << recorder().errors;
+  node.tensors[8].desc.type = TrtType::kINT32;
+  EXPECT_FALSE(supports_all(*plugin, node));
+  EXPECT_NE(recorder().details.find("tensor 8 must be int64, got int32"), std::string::npos) << recorder().details;
 }
 
 TEST_F(CachedAttentionPluginTest, ACacheOfCodesHasScalesOfItsOwn) {
@@ -197,8 +216,10 @@ TEST_F(CachedAttentionPluginTest, WorkspaceIsKnownWithoutAGpu) {
 }
 
 TEST_F(CachedAttentionPluginTest, SerializesEveryFieldAndClonesShareNothing) {
-  const Fields fields = fields_of(kEverything);
-  expect_serialized(*create_plugin(kName, fields), kName, fields);
+  for (const Attributes& attributes : {kEverything, kWithEnds}) {
+    const Fields fields = fields_of(attributes);
+    expect_serialized(*create_plugin(kName, fields), kName, fields);
+  }
 }
 
 // --- With a GPU ---
@@ -230,7 +251,9 @@ class CachedAttentionPluginGpuTest : public PluginGpuTest {
                                 a.has_norms != 0,
                                 a.interleaved != 0,
                                 a.has_alibi != 0,
-                                TrtTypeOf<T>::value == TrtType::kHALF ? DataType::kHalf : DataType::kBFloat16};
+                                TrtTypeOf<T>::value == TrtType::kHALF ? DataType::kHalf : DataType::kBFloat16,
+                                CacheType::kAsActivations,
+                                a.has_visible_end != 0};
     std::mt19937 random(test_seed());
     const auto draw = [&](size_t count, float mean, float deviation) {
       return random_normal<T>(count, mean, deviation, random);
@@ -244,13 +267,17 @@ class CachedAttentionPluginGpuTest : public PluginGpuTest {
                          values = draw(cached, 0.f, 1.f);
     std::vector<float> slopes(p.has_alibi ? p.heads : 0);
     for (size_t i = 0; i < slopes.size(); ++i) slopes[i] = std::exp2(-static_cast<float>(i + 1));
+    std::vector<int64_t> ends(p.has_visible_end ? capacity : 0);  // all new tokens see each other
+    for (int64_t slot = 0; slot < static_cast<int64_t>(ends.size()); ++slot) {
+      ends[slot] = slot < position ? slot : std::max(slot, position + tokens - 1);
+    }
     const AttentionReference want = attention_reference(
         p, widened(qkv), {position}, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
-        std::vector<double>(slopes.begin(), slopes.end()), widened(keys), widened(values), rounded<T>);
+        std::vector<double>(slopes.begin(), slopes.end()), widened(keys), widened(values), rounded<T>, ends);
 
     const DeviceArray<T> d_qkv(qkv), d_cos(cos), d_sin(sin), d_query_norm(query_norm), d_key_norm(key_norm);
     const DeviceArray<T> y(static_cast<size_t>(tokens) * p.heads * head_dim);
-    const DeviceArray<int64_t> d_position(std::vector<int64_t>{position});
+    const DeviceArray<int64_t> d_position(std::vector<int64_t>{position}), d_ends(ends);
     const DeviceArray<float> d_slopes(slopes);
     EnginePlugin plugin(kName, fields_of(a), node_of(a, tokens, head_dim, capacity, TrtTypeOf<T>::value));
     for (const int way : {0, 1, 2}) {
@@ -259,6 +286,7 @@ class CachedAttentionPluginGpuTest : public PluginGpuTest {
       if (p.rotary_dim != 0) inputs.insert(inputs.end(), {d_cos.get(), d_sin.get()});
       if (p.has_norms) inputs.insert(inputs.end(), {d_query_norm.get(), d_key_norm.get()});
       if (p.has_alibi) inputs.push_back(d_slopes.get());
+      if (p.has_visible_end) inputs.push_back(d_ends.get());
       const DeviceArray<T>& present_keys = way == 1 ? other_keys : past_keys;
       const DeviceArray<T>& present_values = way == 1 ? other_values : past_values;
       const std::vector<void*> outputs = {y.get(), present_keys.get(), present_values.get()};
@@ -279,6 +307,8 @@ TEST_F(CachedAttentionPluginGpuTest, ComputesDecodingAndPrefill) {
     check<__half>({8, 2, 128}, tokens, 128, 300, 150);
     check<__nv_bfloat16>({9, 3, 64}, tokens, 64, 200, 0);
     check<__half>(kEverything, tokens, 80, 200, 120);
+    check<__half>(kWithEnds, tokens, 256, 200, 120);
+    check<__nv_bfloat16>(kWithEnds, tokens, 64, 200, 0);
   }
 }
 

@@ -3,6 +3,7 @@
 //
 // Every run draws new inputs (AWQ2TRT_TEST_SEED repeats a run). Outputs are poisoned with NaN, so a missing write
 // shows; slots of the cache that a call must not read or write hold values that would show.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -123,10 +124,23 @@ void expect_codes(const AttentionProblem& p, const std::vector<int64_t>& positio
   }
 }
 
+// A run of slots whose tokens see each other.
+struct Block {
+  int64_t first, last;
+};
+
+// The last slot that the token in each slot sees.
+std::vector<int64_t> ends_of(const AttentionProblem& p, const std::vector<Block>& blocks) {
+  std::vector<int64_t> ends(p.capacity);
+  for (int64_t slot = 0; slot < p.capacity; ++slot) ends[slot] = slot;
+  for (const Block& block : blocks) std::fill(ends.begin() + block.first, ends.begin() + block.last + 1, block.last);
+  return ends;
+}
+
 // One call with random contents, in place or not.
 template <typename T>
 void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& position, const AttentionConfig& config,
-                    bool in_place) {
+                    bool in_place, const std::vector<int64_t>& ends = {}) {
   SCOPED_TRACE(name_of(p, position) + " kernel " + std::to_string(static_cast<int>(config.kernel)) + " splits " +
                std::to_string(config.splits) + (in_place ? " in place" : " copied"));
   std::mt19937 random(test_seed());
@@ -142,12 +156,12 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
   std::vector<float> alibi(p.has_alibi ? p.heads : 0);
   for (size_t i = 0; i < alibi.size(); ++i) alibi[i] = std::exp2(-8.f * static_cast<float>(i + 1) / alibi.size());
   const HostCache<T> keys = HostCache<T>::random(p, slots, random), values = HostCache<T>::random(p, slots, random);
-  const AttentionReference want =
-      attention_reference(p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
-                          std::vector<double>(alibi.begin(), alibi.end()), keys.wide(), values.wide(), rounded<T>);
+  const AttentionReference want = attention_reference(
+      p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
+      std::vector<double>(alibi.begin(), alibi.end()), keys.wide(), values.wide(), rounded<T>, ends);
 
   const DeviceArray<T> d_qkv(qkv), d_cos(cos), d_sin(sin), d_query_norm(query_norm), d_key_norm(key_norm), d_y(outputs);
-  const DeviceArray<int64_t> d_position(position);
+  const DeviceArray<int64_t> d_position(position), d_ends(ends);
   const DeviceArray<float> d_alibi(alibi);
   const DeviceArray<uint8_t> workspace(config.workspace_bytes);
   std::vector<T> first;
@@ -171,7 +185,8 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
                                       past_keys.scales_of(p),
                                       past_values.scales_of(p),
                                       present_keys.scales_of(p),
-                                      present_values.scales_of(p)};
+                                      present_values.scales_of(p),
+                                      p.has_visible_end ? d_ends.get() : nullptr};
     ASSERT_CUDA(cudaMemset(d_y.get(), 0xff, outputs * sizeof(T)));  // NaN in both types
     ASSERT_CUDA(cudaMemset(workspace.get(), 0xff, config.workspace_bytes));
     ASSERT_CUDA(launch_cached_attention(p, config, tensors, nullptr));
@@ -193,15 +208,17 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
 
 class CachedAttentionGpu : public GpuTest, public testing::WithParamInterface<CacheType> {
  protected:
-  void check(AttentionProblem p, const std::vector<int64_t>& position, bool in_place = true) {
+  void check(AttentionProblem p, const std::vector<int64_t>& position, bool in_place = true,
+             const std::vector<int64_t>& ends = {}) {
     p.batch = static_cast<int>(position.size());
-    ASSERT_EQ(check_validity(p), nullptr);
+    p.has_visible_end = !ends.empty();
+    ASSERT_EQ(check_validity(p), nullptr) << check_validity(p);
     const AttentionConfig config = choose_config(p, device_);
     EXPECT_LE(config.workspace_bytes, workspace_bound(p));
     if (p.dtype == DataType::kHalf) {
-      expect_correct<__half>(p, position, config, in_place);
+      expect_correct<__half>(p, position, config, in_place, ends);
     } else {
-      expect_correct<__nv_bfloat16>(p, position, config, in_place);
+      expect_correct<__nv_bfloat16>(p, position, config, in_place, ends);
     }
   }
 
@@ -262,6 +279,79 @@ TEST_P(CachedAttentionGpu, WindowsCapsClipsNormsAndAlibi) {
   }
 }
 
+TEST_P(CachedAttentionGpu, TokensOfABlockSeeEachOtherInEveryKernel) {
+  for (const int head_dim : {64, 80, 96, 112, 128, 256}) {
+    for (const DataType dtype : {DataType::kHalf, DataType::kBFloat16}) {
+      for (const int tokens : {2, 3, 7, 15, 16, 65, 130}) {
+        AttentionProblem p = problem(tokens, 8, 2, head_dim, 333);
+        p.dtype = dtype;
+        const int64_t first = 100, last = first + tokens - 1;
+        for (const int window : {0, 33}) {
+          p.window = window;
+          check(p, {first}, true, ends_of(p, {{first, last}}));
+          check(p, {first}, true, ends_of(p, {{3, 50}, {first + tokens / 3, last - tokens / 3}}));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CachedAttentionGpu, ATextWithATableOfEndsIsCausal) {
+  for (const int tokens : {1, 4, 40, 130}) {
+    for (const int64_t position : {0, 64, 200}) {
+      AttentionProblem p = problem(tokens, 8, 2, 256, 333);
+      check(p, {position}, true, ends_of(p, {}));
+      p.window = 20;
+      check(p, {position}, true, ends_of(p, {{10, 40}}));  // a block that was written before
+    }
+  }
+}
+
+// As Gemma 3 has them: blocks of 256 tokens, which begin anywhere in a tile of queries, and a window.
+TEST_P(CachedAttentionGpu, BlocksBeginAndEndAnywhereInATile) {
+  for (const int head_dim : {128, 256}) {
+    for (const int64_t first : {1, 15, 63, 64, 100, 127}) {
+      AttentionProblem p = problem(600, 4, 2, head_dim, 700);
+      for (const int window : {0, 200}) {
+        p.window = window;
+        check(p, {50}, true, ends_of(p, {{50 + first, 50 + first + 255}, {50 + first + 258, 649}}));
+      }
+    }
+  }
+}
+
+TEST_P(CachedAttentionGpu, SequencesShareATableOfEnds) {
+  check(problem(20, 8, 4, 128, 300), {0, 280, 17}, true, ends_of(problem(20, 8, 4, 128, 300), {{3, 16}, {18, 19}}));
+  AttentionProblem p = problem(5, 8, 4, 256, 300);
+  p.window = 3;
+  check(p, {0, 295, 2}, true, ends_of(p, {{2, 4}}));
+}
+
+TEST_P(CachedAttentionGpu, EndsLeadNeitherBeforeATokenNorBehindTheLastNewOne) {
+  for (const int tokens : {1, 3, 10, 40}) {
+    AttentionProblem p = problem(tokens, 8, 2, 256, 100);
+    std::vector<int64_t> ends = ends_of(p, {});
+    for (size_t slot = 0; slot < ends.size(); ++slot) ends[slot] = slot < 55 ? -5 : int64_t{1} << 40;
+    check(p, {50}, true, ends);
+    check(p, {100 - tokens}, true, ends);
+  }
+}
+
+TEST_P(CachedAttentionGpu, AnyNumberOfSplitsOfABlockGivesTheSame) {
+  for (const int splits : {1, 2, 3, 7, 64}) {
+    for (const int tokens : {2, 12}) {
+      AttentionProblem p = problem(tokens, 8, 2, 128, 1000);
+      p.has_visible_end = true;
+      AttentionConfig config = choose_config(p, device_);
+      config.splits = splits;
+      config.workspace_bytes = size_t{1} << 23;
+      for (const int64_t position : {0, 100, 988}) {
+        expect_correct<__half>(p, {position}, config, true, ends_of(p, {{position, position + tokens - 1}}));
+      }
+    }
+  }
+}
+
 TEST_P(CachedAttentionGpu, ThePastIsCopiedWhereItIsOtherMemory) {
   check(problem(1, 8, 2, 64, 200), {100}, false);
   check(problem(40, 8, 2, 64, 200), {100}, false);
@@ -297,6 +387,11 @@ TEST_P(CachedAttentionGpu, RefusesWhatItCannotTake) {
     EXPECT_EQ(launch_cached_attention(p, choose_config(p, device_), tensors, nullptr), cudaErrorInvalidValue)
         << "scales are missing";
   }
+  p.has_visible_end = true;
+  EXPECT_EQ(check_validity(p), nullptr);
+  p.has_alibi = true;
+  EXPECT_NE(check_validity(p), nullptr);
+  p.has_alibi = p.has_visible_end = false;
   p.head_dim = 72;
   EXPECT_NE(check_validity(p), nullptr);
   p.head_dim = 64, p.kv_heads = 3;
