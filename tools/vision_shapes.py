@@ -223,6 +223,6 @@ SHAPES: Final[Mapping[str, Shape]] = {
         Grid(1, 48, 48),
     ),
 }
-"""Published sizes by name, under the keys that transformers 5 saves. Where Qwen3-VL-4B-Instruct's were read, `PUBLISHED` of
+"""Published sizes by name, under the keys that transformers 5 saves. Where Qwen3-VL's were read, `PUBLISHED` of
 tests/models/families/test_qwen3_vl.py says.
 """
