@@ -27,7 +27,7 @@ from awq2trt.graph.matching import (
 )
 
 _HEADS_AXIS: Final = 2
-"""Of [B, S, heads, D]."""
+"""Axis of the heads in queries, keys and values, which are [B, S, heads, D]."""
 
 
 def flatten_attention_(model: ir.Model) -> None:

@@ -250,7 +250,7 @@ def _logits(
     return np.asarray(logits[0, len(tokens) - 1 : -1].numpy(), np.float32)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=2)], ids=["best", "drawn"])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=5)], ids=["best", "drawn"])
 @pytest.mark.parametrize("directory", ["onnx", "cpu"])
 def test_it_writes_of_five_images_what_pytorch_writes(
     directory: str, sampling: Sampling, built: Path, pictures: Path

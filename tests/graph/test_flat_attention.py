@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from tiny_flamingo import export_flamingo
 from tiny_gemma3 import export_gemma3
 from tiny_llava import export_llava
-from tiny_qwen3_vl import export_qwen3_vl
-from tiny_qwen_vl import export_qwen_vl
+from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden, relative_error
