@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from native_sessions import require_runtime_library
 from pictures import picture
 from PIL import Image
 from tiny_flamingo import export_flamingo
@@ -18,9 +19,8 @@ from tiny_qwen_vl import export_qwen3_vl
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.errors import Awq2trtError, ToolError, UnsupportedError, UsageError
+from awq2trt.errors import Awq2trtError, UnsupportedError, UsageError
 from awq2trt.machine import runtime_library
-from awq2trt.machine.runtime_library import find_runtime_library
 from awq2trt.progress import SilentProgress
 from awq2trt.runtime import Model
 from awq2trt.runtime.choice import load_model
@@ -48,10 +48,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def needs_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

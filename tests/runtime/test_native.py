@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_sessions import require_runtime_library
 from native_text import BUILD
 from tiny_lowered import CAPACITY, build_lowered, edit_manifest, replace_file
 from tiny_models import VOCAB_SIZE
 
 import awq2trt
-from awq2trt.errors import Awq2trtError, NoGpuError, ToolError, UsageError
+from awq2trt.errors import Awq2trtError, NoGpuError, UsageError
 from awq2trt.machine.gpu import read_driver
 from awq2trt.machine.runtime_library import find_onnxruntime_library, find_runtime_library, find_tensorrt_library
 from awq2trt.runtime import Model, Sampler, Sampling, generate, native_library, user_message
@@ -33,10 +34,7 @@ PROMPTS = ("hello", "a", "Zürich 🙂", "x y z", "<|end", "\n\n")
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     return build_lowered(tmp_path_factory.mktemp("built"), "cpu", "cuda")
 
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from native_sessions import require_runtime_library
 
 from awq2trt.errors import ArtifactError, Awq2trtError, NoGpuError, ToolError, UsageError
-from awq2trt.machine import runtime_library
 from awq2trt.runtime import native_library
 from awq2trt.runtime.native import FINISH_REASONS
 
@@ -18,10 +18,7 @@ HEADER = Path(__file__).parents[2] / "plugins" / "runtime" / "include" / "awq2tr
 
 @pytest.fixture
 def _built() -> None:
-    try:
-        runtime_library.find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
 
 
 @pytest.mark.usefixtures("_built")

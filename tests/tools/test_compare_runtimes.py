@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from native_sessions import require_runtime_library
 from tiny_lowered import build_lowered
 
-from awq2trt.errors import ToolError
-from awq2trt.machine.runtime_library import find_runtime_library
 from awq2trt.runtime.native import NativeSession
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_runtimes.py"
@@ -19,10 +18,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "compare_runtimes.py"
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     spec = importlib.util.spec_from_file_location("compare_runtimes", TOOL)
     assert spec is not None
     assert spec.loader is not None

@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from native_sessions import require_runtime_library
 from stand_in_orin import Orin
 from tiny_kits import export_tiny, make_tiny_kit
 
-from awq2trt.errors import Awq2trtError, ToolError
-from awq2trt.machine.runtime_library import TENSORRT_VARIABLE, find_runtime_library
+from awq2trt.errors import Awq2trtError
+from awq2trt.machine.runtime_library import TENSORRT_VARIABLE
 from awq2trt.runtime.native import NativeModel
 from awq2trt.runtime.native_library import CHANGED_FILE, ENGINE_VERSION, MALFORMED, NO_RUNTIME, NOT_FOUND
 
@@ -19,10 +20,7 @@ from awq2trt.runtime.native_library import CHANGED_FILE, ENGINE_VERSION, MALFORM
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's kit, with what finish.sh made on a stand-in of a Jetson."""
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     folder = tmp_path_factory.mktemp("kit")
     export_tiny(folder)
     kit = make_tiny_kit(folder, folder / "7.2", "7.2").directory

@@ -10,21 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from native_sessions import require_runtime_library
 from tiny_lowered import CAPACITY, build_lowered, edit_manifest, replace_file
 from tiny_models import VOCAB_SIZE
 
 from awq2trt.errors import Awq2trtError, ToolError
-from awq2trt.machine.runtime_library import find_runtime_library
 from awq2trt.runtime import native_library
 from awq2trt.runtime.native import NativeModel
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     return build_lowered(tmp_path_factory.mktemp("built"), "cpu")
 
 

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from native_sessions import require_runtime_library
 from tiny_llava import build_llava
 from tiny_lowered import edit_manifest, replace_file
 
-from awq2trt.errors import ToolError
-from awq2trt.machine.runtime_library import find_runtime_library
 from awq2trt.runtime import native_library
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     return build_llava(tmp_path_factory.mktemp("llava"), "cpu") / "cpu"
 
 

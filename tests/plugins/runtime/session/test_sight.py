@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from native_sessions import answered, asked, require_runtime_library, save_all
 from numpy.typing import NDArray
 from pictures import picture
 from PIL import Image
@@ -18,8 +19,7 @@ from tiny_lowered import build_lowered, edit_manifest, replace_file
 
 import awq2trt
 from awq2trt.errors import Awq2trtError, ToolError, UnsupportedError, UsageError
-from awq2trt.machine.runtime_library import find_runtime_library
-from awq2trt.runtime import Model, Sampler, Sampling, generate, native_library, system_message, user_message
+from awq2trt.runtime import Model, Sampling, native_library, system_message, user_message
 from awq2trt.runtime.native import GenerateOptions, NativeModel, NativeSession
 from awq2trt.runtime.ort.loading import DeviceOptions
 
@@ -39,13 +39,9 @@ TEMPLATES = {
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        find_runtime_library()
-    except ToolError:
-        pytest.skip("the C++ library is not built: make runtime")
+    require_runtime_library()
     folder = build_llava(tmp_path_factory.mktemp("llava"), "cpu", capacity=CAPACITY)
-    for index, image in enumerate(PICTURES):
-        Image.fromarray(image).save(folder / f"{index}.png")
+    save_all(PICTURES, folder)
     return folder
 
 
@@ -75,23 +71,6 @@ def code_of(call: Callable[[], object]) -> int:
     return int(vars(caught.value)["code"])
 
 
-def asked(model: NativeModel, messages: Sequence[Any], images: Sequence[int]) -> NativeSession:
-    session = model.session()
-    for image in images:
-        session.append_image(PICTURES[image])
-    session.append(messages)
-    return session
-
-
-def expected(model: Model, folder: Path, messages: Sequence[Any], images: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Python's prompt and answer."""
-    assert model.sight is not None
-    shown = model.sight.prepare([folder / f"{image}.png" for image in images])
-    tokens = model._tokens(model.sight, messages, shown)
-    answer = generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=FREE.max_tokens, images=shown)
-    return tokens, list(answer)
-
-
 ASKED: dict[str, tuple[list[Any], list[int]]] = {
     "no image": ([user_message("hello")], []),
     "before the text": ([user_message("What is it?")], [0]),
@@ -116,8 +95,9 @@ def test_prompts_and_answers_are_those_of_the_python_runtime(
     case: str, native: NativeModel, python: Model, built: Path
 ) -> None:
     messages, images = ASKED[case]
-    tokens, answer = expected(python, built, messages, images)
-    session = asked(native, messages, images)
+    files = [built / f"{image}.png" for image in images]
+    tokens, answer = answered(python, messages, files, FREE.max_tokens)
+    session = asked(native, messages, [PICTURES[image] for image in images])
     assert session.tokens == tokens
     assert tokens.count(MARKER_TOKEN) == PIECES * len(images)
     assert session.generate(FREE).tokens == answer
@@ -143,8 +123,9 @@ def test_other_templates_give_the_prompts_of_the_python_runtime(
     if not knows_marker:
         _without_marker_token(changed)
     messages, images = ASKED[case]
-    tokens, answer = expected(Model.load(changed, DeviceOptions("cpu")), built, messages, images)
-    session = asked(NativeModel.load(changed), messages, images)
+    files = [built / f"{image}.png" for image in images]
+    tokens, answer = answered(Model.load(changed, DeviceOptions("cpu")), messages, files, FREE.max_tokens)
+    session = asked(NativeModel.load(changed), messages, [PICTURES[image] for image in images])
     assert session.tokens == tokens
     assert session.generate(FREE).tokens == answer
 
@@ -155,8 +136,8 @@ def test_a_template_beside_the_processor_is_found(changed: Path, native: NativeM
     (changed / "chat_template.jinja").unlink()
     edit_manifest(changed, lambda value: value["files"].pop("chat_template.jinja"))
     replace_file(changed, "chat_template.json", json.dumps({"chat_template": template}).encode())
-    found = asked(NativeModel.load(changed), [user_message("a")], [0])
-    assert found.tokens == asked(native, [user_message("a")], [0]).tokens
+    found = asked(NativeModel.load(changed), [user_message("a")], PICTURES[:1])
+    assert found.tokens == asked(native, [user_message("a")], PICTURES[:1]).tokens
 
 
 @pytest.mark.parametrize("prompt", ["<image>a", "a<image> b<image>", "a"])
@@ -186,7 +167,7 @@ def test_commands_say_what_the_python_runtime_says(
 
 
 def test_tokens_with_image_tokens_are_continued(native: NativeModel) -> None:
-    session = asked(native, [user_message("<image>a<image>")], [0, 1])
+    session = asked(native, [user_message("<image>a<image>")], PICTURES[:2])
     again = native.session()
     for image in (0, 1):
         again.append_image(PICTURES[image])
@@ -194,36 +175,9 @@ def test_tokens_with_image_tokens_are_continued(native: NativeModel) -> None:
     assert again.generate(FREE).tokens == session.generate(FREE).tokens
 
 
-def test_chunks_may_begin_and_end_within_an_image(changed: Path, native: NativeModel) -> None:
-    def shorten(value: dict[str, Any]) -> None:
-        for profile in value["contents"]["lowered"]["profiles"]["decoder"]:
-            profile["axes"]["sequence"]["longest"] = 7
-
-    edit_manifest(changed, shorten)
-    messages, images = [user_message("<image>a<image>")], [0, 1]
-    chunked = asked(NativeModel.load(changed), messages, images)
-    assert chunked.generate(FREE).tokens == asked(native, messages, images).generate(FREE).tokens
-
-
-def test_a_conversation_sees_further_images_and_runs_only_what_is_new(native: NativeModel) -> None:
-    session = asked(native, [user_message("one")], [0])
-    first = session.generate(FREE)
-    before = session.tokens
-    session.append_image(PICTURES[1])
-    session.append([user_message("two")])
-    answer = session.generate(FREE)
-    shared = next(i for i, (old, new) in enumerate(zip(before, session.tokens, strict=False)) if old != new)
-    assert shared > PIECES
-    assert answer.prompt_tokens == len(session.tokens) - len(answer.tokens) - shared
-    said = {"role": "assistant", "content": first.text}
-    whole = [user_message("<image>\none"), said, user_message("<image>\ntwo")]
-    assert answer.tokens == asked(native, whole, [0, 1]).generate(FREE).tokens
-    assert answer.tokens != asked(native, whole, [1, 0]).generate(FREE).tokens
-
-
 def test_another_image_in_the_same_place_is_run(native: NativeModel) -> None:
     """The tokens are the same; what they stand for is not."""
-    answers = [asked(native, [user_message("a")], [image]).generate(FREE).tokens for image in (0, 1)]
+    answers = [asked(native, [user_message("a")], [image]).generate(FREE).tokens for image in PICTURES[:2]]
     assert answers[0] != answers[1]
     session = native.session()
     for image in (0, 1):
@@ -233,31 +187,8 @@ def test_another_image_in_the_same_place_is_run(native: NativeModel) -> None:
         assert session.generate(FREE).tokens == answers[image]
 
 
-def test_rewound_and_forked_sessions_keep_their_images(native: NativeModel) -> None:
-    session = asked(native, [user_message("<image>a<image>b")], [0, 1])
-    prompt, answer = session.tokens, session.generate(FREE).tokens
-    copy = session.fork()
-    copy.rewind(len(prompt))
-    assert copy.generate(FREE).tokens == answer
-    second = len(prompt) - prompt[::-1].index(MARKER_TOKEN)  # the first token behind the second image
-    for kept in (second, second - 1, second - 5):
-        copy = session.fork()
-        copy.rewind(kept)
-        expected_scores = native.session()
-        for image in (0, 1):
-            expected_scores.append_image(PICTURES[image])
-        expected_scores.append_tokens(prompt)
-        expected_scores.rewind(kept)
-        np.testing.assert_allclose(copy.logits(), expected_scores.logits(), rtol=1e-4, atol=1e-4)
-    waiting = native.session()
-    waiting.append_image(PICTURES[2])
-    copy = waiting.fork()
-    copy.append([user_message("a")])
-    assert copy.generate(FREE).tokens == asked(native, [user_message("a")], [2]).generate(FREE).tokens
-
-
 def test_a_session_rewound_into_an_image_goes_on(native: NativeModel) -> None:
-    session = asked(native, [user_message("a")], [0])
+    session = asked(native, [user_message("a")], PICTURES[:1])
     prompt = session.tokens
     session.generate(FREE)
     inside = prompt.index(MARKER_TOKEN) + 3
@@ -272,7 +203,7 @@ def test_a_session_rewound_into_an_image_goes_on(native: NativeModel) -> None:
 
 
 def test_what_the_model_writes_is_no_place_for_an_image(native: NativeModel) -> None:
-    session = asked(native, [user_message("a")], [0])
+    session = asked(native, [user_message("a")], PICTURES[:1])
     session.append_tokens([])  # nothing, and the conversation goes on
     marker = native.encode("<image>")
     forced = GenerateOptions(
@@ -288,7 +219,7 @@ def test_pixels_may_be_freed_and_rows_need_not_be_contiguous(native: NativeModel
     turned: NDArray[np.uint8] = np.repeat(PICTURES[0], 2, axis=1)[:, ::2]
     session.append_image(turned)
     session.append([user_message("a")])
-    assert session.generate(FREE).tokens == asked(native, [user_message("a")], [0]).generate(FREE).tokens
+    assert session.generate(FREE).tokens == asked(native, [user_message("a")], PICTURES[:1]).generate(FREE).tokens
 
 
 def test_golden_outputs_include_an_image(changed: Path) -> None:

@@ -1,0 +1,63 @@
+"""What tests of the C++ library share: that it is built, and what both runtimes make of messages and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from tiny_lowered import edit_manifest
+
+from awq2trt.errors import ToolError
+from awq2trt.machine.runtime_library import find_runtime_library
+from awq2trt.runtime import Model, Sampler, Sampling, generate
+from awq2trt.runtime.native import NativeModel, NativeSession
+
+Pictures = Sequence[NDArray[np.uint8]]
+
+
+def require_runtime_library() -> None:
+    """Skips a test, or all tests of a fixture, where `make runtime` has not built the library."""
+    try:
+        find_runtime_library()
+    except ToolError:
+        pytest.skip("the C++ library is not built: make runtime")
+
+
+def save_all(pictures: Pictures, folder: Path) -> None:
+    """Saves pictures, RGB uint8 [height, width, 3], as `0.png` and so on."""
+    for index, image in enumerate(pictures):
+        Image.fromarray(image).save(folder / f"{index}.png")
+
+
+def asked(model: NativeModel, messages: Sequence[Any], images: Pictures, room: int = 0) -> NativeSession:
+    """A session of the C++ library with images and messages; `room` is its capacity, 0 for the model's."""
+    session = model.session(room)
+    for image in images:
+        session.append_image(image)
+    session.append(messages)
+    return session
+
+
+def answered(
+    model: Model, messages: Sequence[Any], files: Sequence[Path], count: int | None
+) -> tuple[list[int], list[int]]:
+    """The Python runtime's prompt and greedy answer of so many tokens; None for all that fit."""
+    assert model.sight is not None
+    shown = model.sight.prepare(files)
+    tokens = model._tokens(model.sight, messages, shown)
+    return tokens, list(generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=count, images=shown))
+
+
+def shorten_calls(directory: Path, longest: int) -> None:
+    """Makes a lowered model say that a call of its decoder takes so many tokens at most."""
+
+    def change(value: dict[str, Any]) -> None:
+        for profile in value["contents"]["lowered"]["profiles"]["decoder"]:
+            profile["axes"]["sequence"]["longest"] = longest
+
+    edit_manifest(directory, change)
