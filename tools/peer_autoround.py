@@ -3,13 +3,16 @@
     pip install auto-round==0.16.1 datasets accelerate
     python tools/peer_autoround.py [--bits 4] [--group-size 128] [--iters 200] [--draw 0] [--model DIR] [--json FILE]
     python tools/peer_autoround.py --recipe best [--samples 32 --seqlen 512]
+    python tools/peer_autoround.py --text pubmed --save DIR
 
 It needs a GPU in practice: 200 steps per block take minutes there, but most of a day on two cores. AutoRound
 (arXiv:2309.05516) has no fixed order of sums, so that two runs of one command differ. Without `--recipe`, it gets the
 windows of our study. `--recipe` takes one of its own recipes instead, `best` being its most accurate; flags that are
-given win, so that the second line gives the steps of `best` to the windows of our study. In: a directory that
-transformers loads, or a packaged model or .gguf file, which is first converted to one. Out: one line of JSON, with
-perplexities, seconds and the settings.
+given win, so that the second line gives the steps of `best` to the windows of our study. `--save` writes the weights
+that its codes stand for, for `awq2trt eval DIR --task TASK --data FILE`.
+
+In: a directory that transformers loads, or a packaged model or .gguf file, which is first converted to one. Out: one
+line of JSON, with perplexities, seconds and the settings.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +35,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from awq2trt.checkpoint.writer import write_tensors
 from awq2trt.evaluation.perplexity import perplexity
 from awq2trt.models.decoder import HEAD_ROWS
-from awq2trt.models.sources.base import CONFIG_FILE, ModelSource
+from awq2trt.models.sources.base import CONFIG_FILE, Array, ModelSource
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.sources.safetensors import SINGLE_FILE
 from awq2trt.progress import SilentProgress
 
-TESTS: Final = ("wikitext2", "c4")
+TESTS: Final = ("wikitext2", "pubmed", "c4")
 
 OURS: Final[dict[str, float | None]] = {"iters": 200, "samples": 32, "seqlen": 512, "lr": None}
 """AutoRound's usual number of steps, on the windows of our study."""
@@ -53,20 +56,22 @@ RECIPES: Final[dict[str, dict[str, float | None]]] = {
 def main() -> None:
     """Quantizes, measures, prints."""
     arguments = parsed()
-    settings = {name: value for name, value in vars(arguments).items() if name != "json"}
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("json", "save")}
     data = Path(os.environ.get("AWQ2TRT_DATA", "../shared/data"))
     with tempfile.TemporaryDirectory() as scratch:
         source = open_source(arguments.model)
         given = Path(arguments.model)
-        directory = given if given.is_dir() else written_for_transformers(source, Path(scratch))
+        directory = given if given.is_dir() else written_for_transformers(source, Path(scratch) / "model")
         texts = Texts.open(source, data, Path(scratch))
         calibration = texts.calibration(
-            Calibration(samples=arguments.samples, seqlen=arguments.seqlen, draw=arguments.draw)
+            Calibration(arguments.text, samples=arguments.samples, seqlen=arguments.seqlen, draw=arguments.draw)
         )
         tests = {name: texts.test(name, arguments.windows, 1024) for name in TESTS}
         started = time.monotonic()
         model = rounded(directory, calibration, settings)
         seconds = time.monotonic() - started
+        if arguments.save:
+            written_for_transformers(source, arguments.save, model.state_dict())
         line = json.dumps({"tool": "auto-round", **settings, "seconds": round(seconds), **measured(model, tests)})
     print(line)
     if arguments.json:
@@ -85,8 +90,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="calibration windows [32]")
     parser.add_argument("--seqlen", type=int, help="tokens in each [512]")
     parser.add_argument("--lr", type=float, help="AutoRound's learning rate; it chooses one by itself")
+    parser.add_argument("--text", choices=("wikitext2", "pubmed"), default="wikitext2", help="to calibrate on")
     parser.add_argument("--draw", type=int, default=0, help="which calibration windows")
     parser.add_argument("--windows", type=int, default=8, help="windows of 1,024 tokens to test on")
+    parser.add_argument("--save", type=Path, help="new directory for the weights, as transformers loads them")
     parser.add_argument("--json", type=Path, help="append the line to a file")
     found = parser.parse_args(arguments)
     for name, value in (RECIPES[found.recipe] if found.recipe else OURS).items():
@@ -95,14 +102,21 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def written_for_transformers(source: ModelSource, scratch: Path) -> Path:
-    """Writes a directory that transformers loads: the model's tensors in fp32, its config.json, its tokenizer."""
-    directory = scratch / "model"
-    directory.mkdir()
-    tensors = source.outer()
+def written_for_transformers(source: ModelSource, directory: Path, rounded: Mapping[str, Tensor] | None = None) -> Path:
+    """Writes a directory that transformers loads: the model's tensors in fp32, its config.json, its tokenizer.
+
+    Args:
+        source: The model.
+        directory: What is made.
+        rounded: Tensors that take the place of those of blocks, by full name; None for the model as it was.
+    """
+    directory.mkdir(parents=True)
+    blocks: dict[str, Array] = {}
     for layer in range(source.spec.num_layers):
-        tensors |= {source.spec.prefix(layer) + name: value for name, value in source.block(layer).items()}
-    write_tensors(directory / SINGLE_FILE, tensors)
+        blocks |= {source.spec.prefix(layer) + name: value for name, value in source.block(layer).items()}
+    if rounded is not None:
+        blocks = {name: rounded[name].float().cpu().numpy() for name in blocks}
+    write_tensors(directory / SINGLE_FILE, source.outer() | blocks)
     config = {**source.config, "torch_dtype": "float32"}
     (directory / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     source.save_tokenizer(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import peer_autoround
 import pytest
 import torch
@@ -18,12 +19,24 @@ from awq2trt.progress import SilentProgress
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_written_for_transformers_is_the_same_one(tied: bool, tmp_path: Path) -> None:
     source = SafetensorsSource.open(save_llama(tmp_path / "original", tie_word_embeddings=tied))
-    directory = peer_autoround.written_for_transformers(source, tmp_path)
+    directory = peer_autoround.written_for_transformers(source, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     windows = tokens(3, 40)
     got = peer_autoround.measured(model, {"text": windows})
     expected = perplexity(windows, torch_logits(source, windows, SilentProgress(), ""), SilentProgress(), "")
     assert got == {"text": pytest.approx(expected.value, rel=1e-4)}
+
+
+def test_rounded_weights_take_the_place_of_those_of_blocks(tmp_path: Path) -> None:
+    source = SafetensorsSource.open(save_llama(tmp_path / "original", num_hidden_layers=2))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "original", dtype=torch.float32)
+    state = {name: 2 * value for name, value in model.state_dict().items()}
+    saved = SafetensorsSource.open(peer_autoround.written_for_transformers(source, tmp_path / "saved", state))
+    for layer in range(2):
+        for name, value in source.block(layer).items():
+            np.testing.assert_array_equal(saved.block(layer)[name], 2 * np.asarray(value, np.float32))
+    for name, value in source.outer().items():
+        np.testing.assert_array_equal(saved.outer()[name], np.asarray(value, np.float32))
 
 
 def test_a_recipe_fills_what_no_flag_says() -> None:
