@@ -96,6 +96,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save", type=Path, help="new directory for the weights, as transformers loads them")
     parser.add_argument("--json", type=Path, help="append the line to a file")
     found = parser.parse_args(arguments)
+    if found.save is not None and found.save.exists():
+        parser.error(f"--save: expected a directory that does not exist yet, got {found.save}")
     for name, value in (RECIPES[found.recipe] if found.recipe else OURS).items():
         if getattr(found, name) is None:
             setattr(found, name, value)

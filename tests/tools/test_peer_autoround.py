@@ -45,3 +45,11 @@ def test_a_recipe_fills_what_no_flag_says() -> None:
     assert (best.iters, best.samples, best.seqlen, best.lr) == (1000, 32, 2048, None)
     with pytest.raises(SystemExit):
         peer_autoround.parsed(["--recipe", "slow"])
+
+
+def test_what_is_there_is_not_overwritten_and_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        peer_autoround.parsed(["--save", str(tmp_path)])
+    assert f"--save: expected a directory that does not exist yet, got {tmp_path}" in capsys.readouterr().err
