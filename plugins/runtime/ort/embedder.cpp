@@ -23,10 +23,11 @@ VisionGraph::VisionGraph(std::shared_ptr<const Session> session, const VisionCon
 
 void VisionGraph::check(const PreparedImage& image) const {
   if (contract_.takes(image)) return;
-  throw Error(
-      ErrorCode::kMalformed,
-      "got an image of " + std::to_string(image.pixels.size()) + " numbers, which the vision graph does not take",
-      kPixelValues, "");
+  const std::string expected = contract_.numbers == 0 ? std::to_string(kChannels * contract_.side * contract_.side)
+                                                      : "patches of " + std::to_string(contract_.numbers);
+  throw Error(ErrorCode::kMalformed,
+              "got " + std::to_string(image.pixels.size()) + " numbers of an image, expected " + expected, kPixelValues,
+              "");
 }
 
 std::vector<float> VisionGraph::see(const PreparedImage& image) const {
