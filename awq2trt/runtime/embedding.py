@@ -36,11 +36,12 @@ class PlacingEmbedder(ABC):
         self._tables = tables
         self._deepstack = deepstack
         self._dtype = dtype
+        self._tiles = 1  # of an image in a call of the vision graph, at most
         self._shown: list[NDArray[Any]] = []  # pieces whose tokens are still to come, [pieces, W] each
 
     @abstractmethod
     def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Runs the vision graph on its inputs: pieces of an image, or of a tile of one, [pieces, W]."""
+        """Runs the vision graph on its inputs: pieces of an image, or of tiles of one, [pieces, W]."""
 
     @abstractmethod
     def embed(self, tokens: Sequence[int]) -> NDArray[Any]:
@@ -51,7 +52,7 @@ class PlacingEmbedder(ABC):
         return widen(self._pieces(image), self._dtype)
 
     def _pieces(self, image: PreparedImage) -> NDArray[Any]:
-        return image.joined([self.look(inputs) for inputs in image.calls()])
+        return image.joined([self.look(inputs) for inputs in image.calls(self._tiles)])
 
     @property
     def tables(self) -> Tables | None:

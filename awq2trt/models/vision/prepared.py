@@ -59,10 +59,10 @@ class PreparedImage:
         pieces: How many pieces the model sees in it, for each of which there is an image token.
         grid: Grid of the pieces, by which a decoder with positions of three numbers places them; None for a decoder
             that counts pieces like words.
-        texts: Texts before the pieces of each tile and behind those of the last, where a prompt has such texts. The
-            graph then takes one tile at a time, a row of its inputs.
-        order: Which rows of what the graph makes of all tiles are the pieces, int64 [pieces]; the graph then takes one
-            tile at a time, too. None if all of them are, in their order.
+        texts: Texts before the pieces of each tile and behind those of the last, where a prompt has such texts. A row
+            of the graph's inputs is then a tile, of which it takes one or several at a time.
+        order: Which rows of what the graph makes of all tiles are the pieces, int64 [pieces]; rows of its inputs are
+            tiles then, too. None if all of them are, in their order.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -80,13 +80,17 @@ class PreparedImage:
         """The text that stands for it in a prompt: with a marker for each piece if it has texts, else with one."""
         return (marker * (self.pieces // self.tiles)).join(self.texts) if self.texts else marker
 
-    def calls(self) -> Iterator[Mapping[str, NDArray[Any]]]:
-        """Inputs of the graph for one call after another, which together see the image."""
+    def calls(self, tiles: int = 1) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Inputs of the graph for one call after another, which together see the image.
+
+        Args:
+            tiles: Most tiles of a call.
+        """
         if not self.texts and self.order is None:
             yield self.inputs
             return
-        for tile in range(max(map(len, self.inputs.values()))):
-            yield {name: array[tile : tile + 1] for name, array in self.inputs.items()}
+        for first in range(0, max(map(len, self.inputs.values())), tiles):
+            yield {name: array[first : first + tiles] for name, array in self.inputs.items()}
 
     def joined(self, seen: Sequence[NDArray[Any]]) -> NDArray[Any]:
         """The pieces, from what the graph makes in one call after another, [rows, channels] each."""

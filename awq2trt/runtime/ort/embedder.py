@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 _FLOATS: Final = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 """The contract's names of types of floating point, by ONNX Runtime's."""
 
+_TILES_ON_GPU: Final = 8
+"""Most tiles in a call: one leaves most of a GPU idle, and the memory of a call grows with them."""
+
 _ELEMENTS: Final = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -58,7 +61,7 @@ class Embedder(PlacingEmbedder):
         image_token: As of `PlacingEmbedder`.
         tables: As of `PlacingEmbedder`, like `deepstack`.
         deepstack: See there.
-        dtype: See there.
+        on_gpu: What `dtype` is there, for a decoder on a GPU, where several tiles go through a call; None for the CPU.
     """
 
     def __init__(
@@ -68,14 +71,15 @@ class Embedder(PlacingEmbedder):
         image_token: int,
         tables: Tables | None = None,
         deepstack: int = 0,
-        dtype: str = "float32",
+        on_gpu: str | None = None,
     ) -> None:
-        super().__init__(image_token, tables, deepstack, dtype)
+        super().__init__(image_token, tables, deepstack, on_gpu or "float32")
+        self._tiles = 1 if on_gpu is None else _TILES_ON_GPU
         self._embedding = embedding
         self._vision = vision
 
     def look(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Pieces of an image, or of a tile, [pieces, W]."""
+        """Pieces of an image, or of tiles, [pieces, W]."""
         with translated_errors(where="the vision graph"):
             seen, dtype = _run(self._vision, inputs, IMAGE_EMBEDDINGS)
         pieces: NDArray[Any] = seen.reshape(-1, seen.shape[-1])
@@ -132,18 +136,18 @@ def open_embedder(artifact: Artifact, on_gpu: Execution | None = None) -> Embedd
     if contents.model is None or vision is None or EMBEDDING not in contents.graphs:
         return None
 
-    dtype = "float32" if on_gpu is None else _rows_type(artifact)
+    dtype = None if on_gpu is None else _rows_type(artifact)
 
     def opened(graph: str, execution: Execution | None) -> onnxruntime.InferenceSession:
         path = artifact.path(contents.graphs[graph].model)
-        narrows = graph == EMBEDDING and on_gpu is not None
-        if artifact.manifest.kind == "lowered" and not narrows:
+        narrowed = dtype if graph == EMBEDDING else None
+        if artifact.manifest.kind == "lowered" and narrowed is None:
             return open_session(None, path, execution)
         model = load_model(path)
         if artifact.manifest.kind != "lowered":
             lower_beside_(model, graph, on_cpu=execution is None)
-        if narrows:
-            narrow_rows_(model, _ELEMENTS[dtype])
+        if narrowed is not None:
+            narrow_rows_(model, _ELEMENTS[narrowed])
         return open_session(model, path, execution)
 
     with reading("sizes of what the decoder is given", artifact.directory, fix="export it again.", error=ArtifactError):

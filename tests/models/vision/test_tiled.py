@@ -35,6 +35,9 @@ def test_an_image_is_written_as_by_transformers_processor(grid: tuple[int, int])
     seen = [inputs["pixel_values"] for inputs in image.calls()]
     assert all(tile.shape == (1, 3, 24, 24) for tile in seen)
     np.testing.assert_array_equal(np.concatenate(seen), pixels.values)
+    together = [inputs["pixel_values"] for inputs in image.calls(3)]
+    assert [len(call) for call in together] == [3] * (tiles // 3) + [tiles % 3] * (tiles % 3 > 0)
+    np.testing.assert_array_equal(np.concatenate(together), pixels.values)
 
 
 def test_the_description_is_of_all_its_tensors(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir as ir
@@ -15,11 +16,14 @@ import pytest
 import torch
 from host_memory import HostMemory
 from numpy.typing import NDArray
+from pictures import picture
 from tiny_flamingo import IMAGE_TOKEN as FLAMINGO_IMAGE
 from tiny_flamingo import TOWER_CONFIG, export_flamingo
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
+from tiny_llava_next import export_llava_next
 from tiny_qwen_vl import IMAGE_TOKEN as QWEN_IMAGE
 from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
+from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import relative_error
 from awq2trt.artifact.manifest import MANIFEST_FILE, Artifact
@@ -40,6 +44,7 @@ from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.embedder import Embedder, open_embedder, vision_bytes
 from awq2trt.runtime.ort.loading import predict_needs
 from awq2trt.runtime.ort.session import Execution, open_session
+from awq2trt.runtime.sight import Sight
 from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.kit import model_spec
 from awq2trt.stages.lowered import LowerRequest, lower_stage
@@ -194,6 +199,22 @@ def test_rows_and_pieces_for_a_gpu_stay_in_its_decoders_type(
     assert seen.dtype == STORED[dtype]
     np.testing.assert_array_equal(widen(seen, dtype), given.see(shown(pixels)[0]))
     assert relative_error(given.see(shown(pixels)[0]), wide.see(shown(pixels)[0])) < 1e-2
+
+
+@pytest.mark.parametrize("export", [export_smolvlm, export_llava_next])
+def test_a_gpu_sees_several_tiles_in_a_call(export: Callable[[Path], Artifact], tmp_path: Path) -> None:
+    artifact = export(tmp_path)
+    sight = Sight.of(artifact)
+    assert sight is not None
+    image = arranged(sight.record, sight.processor.pixels(picture(24, 30)))
+    assert (len([*image.calls()]), len([*image.calls(8)])) == (5, 1)
+    together, alone = open_embedder(artifact, Execution()), open_embedder(artifact)
+    assert together is not None
+    assert alone is not None
+    with patch.object(together, "look", wraps=together.look) as look:
+        seen = together.see(image)
+    assert look.call_count == 1
+    assert relative_error(seen, alone.see(image)) < 1e-2
 
 
 def test_a_decoder_of_embeddings_alone_is_refused(made: Path, tmp_path: Path) -> None:
