@@ -7,7 +7,8 @@
 In: a Hugging Face directory; two folders with `captions.jsonl` and `choices.jsonl`, whose rows are as `awq2trt eval
 --images FILE --task caption` or `choice` reads them; and a text. Out: a table of CIDEr-D (times 100, as papers do),
 accuracy and perplexity of captions, as Markdown and CSV, and a JSON file for every line, with the first captions that
-were written. What was measured before is not measured again.
+were written. With `--draws`, a line is calibrated on several sets of windows, and the table has the mean, and in
+brackets the lowest and the highest. What was measured before is not measured again.
 
 The decoder is quantized, each time calibrated on windows of: the text; conversations about known pictures
 (`questions.jsonl`, or else `captions.jsonl`) without the pictures; and the same with them. Shots are the first rows of
@@ -66,6 +67,9 @@ _PAPER: Final = 100
 _GOLDEN: Final = (5**0.5 - 1) / 2
 """Draws of a text begin at multiples of this share of it, which keeps any number of them apart."""
 
+_SLOWEST_FIRST: Final = ("max", "best", "gptq", "default", "fast", "rtn", None)
+"""Efforts and methods: what takes longest begins first."""
+
 _SHOWN: Final = 8
 """Captions of a line that its file has."""
 
@@ -80,6 +84,7 @@ class Setting:
         group_size: Weights that share a scale.
         calibration: A key of `CALIBRATIONS`; None for a method that uses none.
         draw: Which windows.
+        effort: A key of `EFFORTS`; None for a method that searches no scales.
     """
 
     method: str | None = None
@@ -87,14 +92,16 @@ class Setting:
     group_size: int = 0
     calibration: str | None = None
     draw: int = 0
+    effort: str | None = None
 
     @property
     def name(self) -> str:
         """Name of the line's file, which lines are also sorted by."""
         if self.method is None:
             return "original"
+        effort = "" if self.effort is None else f"-{self.effort}"
         calibrated = "" if self.calibration is None else f"-{self.calibration}-{self.draw}"
-        return f"int{self.bits}-g{self.group_size}-{self.method}{calibrated}"
+        return f"int{self.bits}-g{self.group_size}-{self.method}{effort}{calibrated}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,6 @@ class Asked:
         shots: How many, each.
         limit: Pictures to measure on; None for all.
         samples: Calibration windows.
-        effort: Effort of AWQ's search.
         device: Where to compute.
         output: Folder of results.
     """
@@ -119,7 +125,6 @@ class Asked:
     shots: tuple[int, ...]
     limit: int | None
     samples: int
-    effort: str
     device: str
     output: Path
 
@@ -137,7 +142,7 @@ def main() -> None:
     arguments = _arguments()
     asked = Asked(
         arguments.model, arguments.known, arguments.tested, tuple(arguments.shots), arguments.limit,
-        arguments.samples, arguments.effort, arguments.device, arguments.output / Path(arguments.model).name,
+        arguments.samples, arguments.device, arguments.output / Path(arguments.model).name,
     )  # fmt: skip
     try:
         require_device(asked.device)
@@ -162,9 +167,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--groups", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--calibrations", nargs="+", choices=tuple(CALIBRATIONS), default=list(CALIBRATIONS))
-    parser.add_argument("--draws", type=int, default=1, help="sets of calibration windows, whose results are averaged")
+    parser.add_argument(
+        "--draws", type=int, default=1, help="sets of calibration windows, whose mean and range are shown"
+    )
     parser.add_argument("--samples", type=int, default=32, help="calibration windows of 512 tokens")
-    parser.add_argument("--effort", choices=tuple(EFFORTS), default="default", help="of AWQ's search")
+    parser.add_argument("--efforts", nargs="+", choices=tuple(EFFORTS), default=["default"], help="of AWQ's search")
     parser.add_argument("--limit", type=int, help="pictures to measure on; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--device", default="cpu")
@@ -181,15 +188,14 @@ def _arguments() -> argparse.Namespace:
 
 
 def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
-    """All lines of the table: of every width, group size, method, calibration and draw."""
+    """All lines of the table: of every width, group size, method, effort, calibration and draw."""
     yield Setting()
-    for bits, group_size, method in product(arguments.bits, arguments.groups, ("rtn", "gptq", "awq")):
-        line = Setting(method, bits, group_size)
-        if METHODS[method].uses_text:
-            for calibration, draw in product(arguments.calibrations, range(arguments.draws)):
-                yield replace(line, calibration=calibration, draw=draw)
-        else:
-            yield line
+    for bits, group_size, name in product(arguments.bits, arguments.groups, ("rtn", "gptq", "awq")):
+        method = METHODS[name]
+        efforts = arguments.efforts if method.searches_scales else [None]
+        calibrated = product(arguments.calibrations, range(arguments.draws)) if method.uses_text else [(None, 0)]
+        for effort, (calibration, draw) in product(efforts, calibrated):
+            yield Setting(name, bits, group_size, calibration, draw, effort)
 
 
 def require_measurable(asked: Asked) -> None:
@@ -235,8 +241,7 @@ def measure_missing(asked: Asked, wanted: Sequence[Setting], jobs: int) -> None:
     """Quantizes and measures every line that has no file yet, `jobs` at a time."""
     missing = [setting for setting in wanted if not set(map(str, asked.shots)) <= read_row(asked, setting).keys()]
     print(f"{len(wanted)} lines, {len(missing)} to measure", flush=True)
-    # What takes longest begins first: GPTQ rounds column by column on the CPU.
-    missing.sort(key=lambda setting: ("gptq", "awq", "rtn", None).index(setting.method))
+    missing.sort(key=lambda setting: _SLOWEST_FIRST.index(setting.effort or setting.method))
     started, context = time.monotonic(), multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running = [pool.submit(measure, asked, setting) for setting in missing]
@@ -278,8 +283,8 @@ def measure(asked: Asked, setting: Setting) -> str:
 
 def _options(asked: Asked, setting: Setting) -> QuantizeOptions:
     chosen: dict[str, Any] = {"method": setting.method, "bits": setting.bits, "group_size": setting.group_size}
-    if METHODS[str(setting.method)].searches_scales:
-        chosen["effort"] = asked.effort
+    if setting.effort is not None:
+        chosen["effort"] = setting.effort
     if setting.calibration is not None:
         chosen |= {"calib": str(asked.draw(setting.draw) / _FILES[setting.calibration]), "samples": asked.samples}
     return QuantizeOptions(**chosen)
@@ -329,7 +334,7 @@ def after_shots(asked: Asked, file: str, shots: int) -> list[ImageText]:
 
 
 def write_tables(asked: Asked, wanted: Sequence[Setting]) -> str:
-    """Writes table.md and table.csv, and returns the former; draws of a line are averaged."""
+    """Writes table.md and table.csv, and returns the former; all draws of a line stand in one."""
     lines: dict[Setting, list[Mapping[str, Any]]] = {}
     for setting in wanted:
         lines.setdefault(replace(setting, draw=0), []).append(read_row(asked, setting))
@@ -339,10 +344,11 @@ def write_tables(asked: Asked, wanted: Sequence[Setting]) -> str:
     table = []
     for setting, rows in lines.items():
         cells = [[row[str(shots)].get(kind) for row in rows] for shots, kind, _ in columns]
-        means = [_shown(kind, values) for (_, kind, _), values in zip(columns, cells, strict=True)]
+        figures = [_shown(kind, values) for (_, kind, _), values in zip(columns, cells, strict=True)]
         weights = "fp" if setting.method is None else f"INT{setting.bits} g{setting.group_size}"
         calibrated = "" if setting.calibration is None else CALIBRATIONS[setting.calibration]
-        table.append([weights, (setting.method or "").upper(), calibrated, *means])
+        method = " ".join(filter(None, ((setting.method or "").upper(), setting.effort)))
+        table.append([weights, method, calibrated, *figures])
     with (asked.output / "table.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([header, *table])
     markdown = "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *table]) + "\n"
@@ -351,13 +357,20 @@ def write_tables(asked: Asked, wanted: Sequence[Setting]) -> str:
 
 
 def _shown(kind: str, values: Sequence[float | None]) -> str:
+    """The mean of draws, with the lowest and the highest if there are several."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    mean = sum(known) / len(known)
+    mean = _written(kind, sum(known) / len(known))
+    if len(known) == 1:
+        return mean
+    return f"{mean} ({_written(kind, min(known))} to {_written(kind, max(known))})"
+
+
+def _written(kind: str, value: float) -> str:
     if kind == "accuracy":
-        return f"{mean:.1%}"
-    return f"{mean * _PAPER:.1f}" if kind == "cider" else f"{mean:.3f}"
+        return f"{value:.1%}"
+    return f"{value * _PAPER:.1f}" if kind == "cider" else f"{value:.3f}"
 
 
 if __name__ == "__main__":

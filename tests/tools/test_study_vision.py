@@ -28,19 +28,23 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Asked:
     model = save_llava(folder / "model", text={"max_position_embeddings": 2048})
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     (folder / "out" / "rows").mkdir(parents=True)
-    asked = Asked(str(model), folder / "known", folder / "tested", (0, 2), None, 2, "fast", "cpu", folder / "out")
+    asked = Asked(str(model), folder / "known", folder / "tested", (0, 2), None, 2, "cpu", folder / "out")
     study_vision.write_calibration(asked, folder / "text.txt", 0)
     return asked
 
 
 def test_lines() -> None:
-    asked = Namespace(bits=[4, 3], groups=[128, 64], calibrations=list(CALIBRATIONS), draws=2)
+    asked = Namespace(
+        bits=[4, 3], groups=[128, 64], calibrations=list(CALIBRATIONS), draws=2, efforts=["default", "best"]
+    )
     lines = list(study_vision.settings(asked))
     assert lines[0] == Setting()
-    assert len(lines) == len(set(lines)) == 1 + 2 * 2 * (1 + 2 * 3 * 2)
+    assert len(lines) == len(set(lines)) == 1 + 2 * 2 * (1 + 3 * 2 + 2 * 3 * 2)
     assert len({line.name for line in lines}) == len(lines)
     assert {line.calibration for line in lines if line.method == "awq"} == {"text", "words", "images"}
     assert {line.calibration for line in lines if line.method == "rtn"} == {None}
+    assert {line.effort for line in lines if line.method == "awq"} == {"default", "best"}
+    assert {line.effort for line in lines if line.method != "awq"} == {None}
 
 
 def test_conversations_without_and_with_their_pictures(asked: Asked) -> None:
@@ -65,7 +69,8 @@ def test_shots_are_known_and_stand_before(asked: Asked) -> None:
 
 
 def test_lines_are_measured_once_and_their_means_are_the_table(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [Setting(), Setting("rtn", 3, 32), Setting("awq", 4, 32, "images")]
+    awq = [Setting("awq", 4, 32, "images", effort=effort) for effort in ("fast", "default")]
+    lines = [Setting(), Setting("rtn", 3, 32), *awq]
     for line in lines:
         study_vision.measure(asked, line)
     rows = [json.loads(asked.row(line).read_text())["shots"] for line in lines]
@@ -74,7 +79,7 @@ def test_lines_are_measured_once_and_their_means_are_the_table(asked: Asked, mon
     monkeypatch.setattr(study_vision, "ProcessPoolExecutor", _no_process)
     study_vision.measure_missing(asked, lines, jobs=1)
     other = replace(lines[2], draw=1)
-    asked.row(other).write_text(json.dumps({"shots": {"0": _row(0.5, 2.0, 1.0), "2": _row(0.25, 4.0, 0.0)}}))
+    asked.row(other).write_text(json.dumps({"shots": {"0": _row(0.5, 2.0, 1.0), "2": _row(0.25, 1e6, 0.0)}}))
     table = study_vision.write_tables(asked, [*lines, other])
     assert (asked.output / "table.md").read_text() == table
     with (asked.output / "table.csv").open() as file:
@@ -82,10 +87,12 @@ def test_lines_are_measured_once_and_their_means_are_the_table(asked: Asked, mon
     assert [line[:3] for line in cells] == [
         ["fp", "", ""],
         ["INT3 g32", "RTN", ""],
-        ["INT4 g32", "AWQ", "conversations with images"],
+        ["INT4 g32", "AWQ fast", "conversations with images"],
+        ["INT4 g32", "AWQ default", "conversations with images"],
     ]
-    mean = (rows[2]["2"]["perplexity"] + 4.0) / 2
-    assert cells[2][header.index("perplexity, 2 shots")] == f"{mean:.3f}"
+    column, low = header.index("perplexity, 2 shots"), rows[2]["2"]["perplexity"]
+    assert cells[2][column] == f"{(low + 1e6) / 2:.3f} ({low:.3f} to 1000000.000)"
+    assert cells[3][column] == f"{rows[3]['2']['perplexity']:.3f}"
     assert len(table.splitlines()) == 2 + len(cells)
 
 
