@@ -176,7 +176,7 @@ def plot(path: Path, table: Table, results: Results) -> None:
         axes.set_xlabel(table.headers[0])
     axes.set_ylabel("perplexity")
     axes.set_title(table.title.replace("`", ""))
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
