@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from tiny_exports import export_saved
-from tiny_models import save_tokenizer, spread_weights_
+from tiny_models import publish, save_tokenizer, spread_weights_
 from transformers import (
-    AutoTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -58,6 +57,12 @@ content in message['content'] %}{% if content['type'] == 'image' or 'image' in c
 <|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
 """As Qwen/Qwen2.5-VL-3B-Instruct has it, without videos."""
 
+TEMPLATE_3 = """{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
+{{ message.content }}{% else %}{% for content in message.content %}{% if content.type == 'image' %}\
+<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content.text }}{% endif %}{% endfor %}\
+{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
+"""Writes what that of Qwen/Qwen3-VL-4B-Instruct does for texts and images: no system message of its own."""
+
 PUBLISHED_TEXT: dict[str, Any] = {
     "hidden_size": 128,
     "num_attention_heads": 2,
@@ -71,10 +76,6 @@ PUBLISHED: dict[str, Any] = {
     "bos_token_id": 256,
     "eos_token_id": 256,
     **dict(zip(("vision_start_token_id", "vision_end_token_id", "image_token_id"), PUBLISHED_IDS, strict=True)),
-    "text": {
-        **PUBLISHED_TEXT,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [8, 12, 12]},
-    },
     "tower": {"out_hidden_size": 128},
 }
 
@@ -88,6 +89,8 @@ class Kind:
         model: transformers' class of the model.
         text: The decoder's config.
         tower: The tower's.
+        template: Its chat template.
+        sections: `mrope_section` of a model with 32 frequencies.
         processor: Settings of the image processor that are not its class's defaults.
     """
 
@@ -95,6 +98,8 @@ class Kind:
     model: Any
     text: dict[str, Any]
     tower: dict[str, Any]
+    template: str
+    sections: list[int]
     processor: dict[str, Any] = field(default_factory=dict)
 
 
@@ -113,6 +118,8 @@ QWEN2_5_VL = Kind(
         "window_size": 24,  # three pieces a side
         "fullatt_block_indexes": [1],
     },
+    template=TEMPLATE,
+    sections=[8, 12, 12],
 )
 QWEN3_VL = Kind(
     config=Qwen3VLConfig,
@@ -129,6 +136,8 @@ QWEN3_VL = Kind(
         },
     },
     tower={**_TOWER, "depth": 4, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]},
+    template=TEMPLATE_3,
+    sections=[12, 10, 10],
     processor={"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
 )
 
@@ -191,13 +200,9 @@ def export_qwen3_vl(folder: Path, **changes: Any) -> Artifact:
     return export_qwen_vl(folder, QWEN3_VL, **changes)
 
 
-def publish_qwen_vl(directory: Path) -> Path:
+def publish_qwen_vl(directory: Path, kind: Kind = QWEN2_5_VL) -> Path:
     """Saves a model as it would be published: in fp16, with its tokens and a chat template."""
-    save_qwen_vl(directory, **PUBLISHED)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=torch.float16)
-    model.save_pretrained(directory)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    assert tokenizer.add_special_tokens({"additional_special_tokens": PUBLISHED_MARKERS}) == 3
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(directory)
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": kind.sections}
+    save_qwen_vl(directory, kind, text={**PUBLISHED_TEXT, "rope_parameters": rope}, **PUBLISHED)
+    publish(directory, kind.model, kind.template, PUBLISHED_MARKERS)
     return directory

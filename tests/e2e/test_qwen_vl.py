@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from seen_answers import assert_same_answer, build_for_cpu, dequantized, question_about, save_pictures
-from tiny_models import publish
-from tiny_qwen_vl import PUBLISHED_IDS, PUBLISHED_MARKERS, QWEN2_5_VL, QWEN3_VL, TEMPLATE, Kind, save_qwen_vl
+from tiny_qwen_vl import PUBLISHED_IDS, PUBLISHED_MARKERS, QWEN2_5_VL, QWEN3_VL, publish_qwen_vl
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -24,62 +22,23 @@ from awq2trt.runtime import Model
 from awq2trt.runtime.ort.loading import DeviceOptions
 
 CAPACITY = 320
-VISION_START, VISION_END, IMAGE_TOKEN = PUBLISHED_IDS
+IMAGE_TOKEN = PUBLISHED_IDS[2]
 
-TEMPLATE_3 = """{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}\
-{{ message.content }}{% else %}{% for content in message.content %}{% if content.type == 'image' %}\
-<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content.text }}{% endif %}{% endfor %}\
-{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"""
-"""Writes what that of Qwen/Qwen3-VL-4B-Instruct does for texts and images: no system message of its own."""
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "max_position_embeddings": 512,
-}
-SIZES: dict[str, Any] = {
-    "image_token_id": IMAGE_TOKEN,
-    "vision_start_token_id": VISION_START,
-    "vision_end_token_id": VISION_END,
-    "tower": {"out_hidden_size": 128},
-}
 SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 """Larger than the processor allows, within it, very long, and so small that they are enlarged."""
 
 
-@dataclass(frozen=True)
-class Published:
-    """What a kind of model is published with.
-
-    Attributes:
-        kind: transformers' classes and tiny sizes.
-        template: Its chat template.
-        sections: `mrope_section`, of 32 frequencies.
-    """
-
-    kind: Kind
-    template: str
-    sections: list[int]
-
-
-KINDS = {
-    "qwen2.5-vl": Published(QWEN2_5_VL, TEMPLATE, [8, 12, 12]),
-    "qwen3-vl": Published(QWEN3_VL, TEMPLATE_3, [12, 10, 10]),
-}
+KINDS = {"qwen2.5-vl": QWEN2_5_VL, "qwen3-vl": QWEN3_VL}
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """transformers' class, and a folder: `model`, as it would be published, and a build for the CPU."""
-    published, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": published.sections}
-    save_qwen_vl(folder / "model", published.kind, text={**TEXT, "rope_parameters": rope}, **SIZES)
-    publish(folder / "model", published.kind.model, published.template, PUBLISHED_MARKERS)
+    kind, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)
+    publish_qwen_vl(folder / "model", kind)
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
-    return published.kind.model, folder
+    return kind.model, folder
 
 
 @pytest.fixture(scope="module")

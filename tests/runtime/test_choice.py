@@ -15,7 +15,6 @@ from tiny_flamingo import export_flamingo
 from tiny_gemma3 import export_gemma3
 from tiny_llava_next import export_llava_next
 from tiny_lowered import build_lowered, edit_manifest, replace_file
-from tiny_qwen_vl import export_qwen3_vl
 from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.manifest import Artifact
@@ -90,7 +89,6 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
     ("family", "export"),
     [
         ("llava_next", export_llava_next),
-        ("qwen3_vl", export_qwen3_vl),
         ("smolvlm", export_smolvlm),
         ("openflamingo", export_flamingo),
         ("gemma3-vision", export_gemma3),

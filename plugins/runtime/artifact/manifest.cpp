@@ -27,7 +27,9 @@ constexpr char kVision[] = "vision";
 constexpr char kEmbedding[] = "embedding";
 constexpr char kLlava[] = "llava";
 constexpr char kQwenVl[] = "qwen2_5_vl";
+constexpr char kQwen3Vl[] = "qwen3_vl";
 constexpr int64_t kLargestPart = 1 << 13;  // of an image, in pixels or frames
+constexpr size_t kPositionNumbers = 3;     // frame, row and column
 constexpr char kKit[] = "kit";
 constexpr char kTensorRt[] = "tensorrt";  // flavour of a Jetson's engine
 
@@ -153,6 +155,21 @@ std::vector<double> reals_of(Fields* fields, const std::string& key) {
   return numbers;
 }
 
+// The number that each pair of channels follows, as in awq2trt/models/families/rotary.py; fewer than `pairs` if the
+// sections are of other sizes.
+std::vector<size_t> followed_in(const std::vector<int>& sections, size_t pairs, bool interleaved) {
+  std::vector<size_t> followed;
+  for (size_t pair = 0; interleaved && pair < pairs; ++pair) {
+    const size_t turn = pair % kPositionNumbers;
+    followed.push_back(pair / kPositionNumbers < static_cast<size_t>(sections[turn]) ? turn : 0);
+  }
+  for (size_t number = 0; !interleaved && number < kPositionNumbers; ++number) {
+    if (static_cast<size_t>(sections[number]) > pairs - followed.size()) break;
+    followed.insert(followed.end(), static_cast<size_t>(sections[number]), number);
+  }
+  return followed;
+}
+
 // The first rotary embedding with sections.
 std::optional<RopeRecord> read_rope(const json& value, const std::string& where) {
   Fields decoder(value, where);
@@ -161,14 +178,12 @@ std::optional<RopeRecord> read_rope(const json& value, const std::string& where)
     if (fields.find("sections") == nullptr) continue;
     const json& factor = fields.need("factor");
     if (!factor.is_number()) malformed("a number is expected", fields.place("factor"));
-    if (fields.flag_or("interleaved", false)) malformed("sections one after the other are expected", fields.where());
     RopeRecord rope{reals_of(&fields, "inv_freq"), factor.get<double>(), {}};
     const Version sections = numbers_of(&fields, "sections");
-    for (size_t number = 0; number < sections.size(); ++number) {
-      if (static_cast<size_t>(sections[number]) > rope.inv_freq.size() - rope.followed.size()) break;
-      rope.followed.insert(rope.followed.end(), static_cast<size_t>(sections[number]), number);
+    if (sections.size() == kPositionNumbers) {
+      rope.followed = followed_in(sections, rope.inv_freq.size(), fields.flag_or("interleaved", false));
     }
-    if (sections.size() != 3 || rope.followed.size() != rope.inv_freq.size()) {
+    if (sections.size() != kPositionNumbers || rope.followed.size() != rope.inv_freq.size()) {
       malformed("three sections of all frequencies are expected", fields.place("sections"));
     }
     return rope;
@@ -176,7 +191,7 @@ std::optional<RopeRecord> read_rope(const json& value, const std::string& where)
   return std::nullopt;
 }
 
-PatchRecord read_patches(Fields* settings) {
+PatchRecord read_patches(Fields* settings, bool windows) {
   const auto size = [&](const char* key) {
     const int64_t number = size_of(settings, key, 1);
     if (number > kLargestPart)
@@ -184,8 +199,10 @@ PatchRecord read_patches(Fields* settings) {
     return number;
   };
   const PatchRecord patches{size("patch_size"), size("temporal_patch_size"), size("spatial_merge_size"),
-                            size("window_size")};
-  if (patches.window_side() < 1) malformed("windows of one piece or more are expected", settings->place("window_size"));
+                            windows ? size("window_size") : 0};
+  if (windows && patches.window_side() < 1) {
+    malformed("windows of one piece or more are expected", settings->place("window_size"));
+  }
   return patches;
 }
 
@@ -200,17 +217,17 @@ VisionRecord read_vision(Fields* model, Fields* graphs) {
   const std::string where = model->place(kVision);
   Fields fields(model->need(kVision), where);
   const std::string family = fields.text("family");
-  if (family != kLlava && family != kQwenVl) {
+  if (family != kLlava && family != kQwenVl && family != kQwen3Vl) {
     throw Error(ErrorCode::kUnsupported,
                 "this library cannot show images to models of the family '" + family.substr(0, 80) +
-                    "', only to those of '" + kLlava + "' and '" + kQwenVl + "'",
+                    "', only to those of '" + kLlava + "', '" + kQwenVl + "' and '" + kQwen3Vl + "'",
                 where, "run it with `awq2trt run --runtime ort`, or use a later version of this library.");
   }
   VisionRecord record{};
   record.image_token = token_of(&fields, "image_token");
-  if (family == kQwenVl) {
+  if (family != kLlava) {
     Fields settings(fields.need("settings"), fields.place("settings"));
-    record.patches = read_patches(&settings);
+    record.patches = read_patches(&settings, family == kQwenVl);
     const auto around = [&](const std::string& key) {
       return settings.find(key) == nullptr ? std::vector<int32_t>() : std::vector<int32_t>{token_of(&settings, key)};
     };

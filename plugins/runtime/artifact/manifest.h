@@ -37,9 +37,10 @@ struct GraphRecord {
   int64_t capacity = 0;  // 0 without a cache
 };
 
-// How images of any size are divided, by a tower whose patches see a window each.
+// How images of any size are divided.
 struct PatchRecord {
-  int64_t patch_size, frames, merge, window_size;
+  int64_t patch_size, frames, merge;
+  int64_t window_size;  // of a tower whose patches see a window each; 0 without windows
 
   int64_t window_side() const { return window_size / merge / patch_size; }  // in pieces
 };

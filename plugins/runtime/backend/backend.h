@@ -22,7 +22,7 @@ struct RotaryRows {
 struct NewTokens {
   const int32_t* ids;
   size_t count;
-  // What a decoder of embeddings reads instead of ids, [count, hidden size]; null for a decoder of tokens.
+  // What a decoder of embeddings reads instead of ids, [count, width]; null for a decoder of tokens.
   const float* rows = nullptr;
   std::shared_ptr<const RotaryRows> rotary = nullptr;  // for a decoder that reads tables
 };
@@ -31,10 +31,10 @@ struct NewTokens {
 class Embedder {
  public:
   virtual ~Embedder() = default;
-  virtual int64_t hidden_size() const = 0;
-  // Rows of tokens, [count, hidden size].
+  virtual int64_t width() const = 0;  // of a row, with all parts that the decoder reads
+  // Rows of tokens, [count, width].
   virtual void embed(const int32_t* ids, size_t count, float* rows) const = 0;
-  // Pieces of a prepared image, [pieces, hidden size]: rows in place of those of image tokens.
+  // Pieces of a prepared image, [pieces, width]: rows in place of those of image tokens.
   virtual std::vector<float> see(const PreparedImage& image) const = 0;
 };
 

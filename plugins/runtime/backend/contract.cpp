@@ -1,6 +1,7 @@
 // See contract.h.
 #include "backend/contract.h"
 
+#include <algorithm>
 #include <map>
 
 #include "awq2trt/awq2trt.hpp"
@@ -42,6 +43,15 @@ void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contra
   }
 }
 
+// Channels of a part of the rows that a decoder of embeddings reads, which are all of one type.
+int64_t channels_of(const TensorRecord& part, Number rows, const std::string& where) {
+  if (part.shape.size() != 3 || !sized(part.shape[2]) || rows == Number::kInt8 ||
+      number_of(part.dtype, where) != rows) {
+    unsupported("embeddings of these sizes or of type " + part.dtype, where + ": " + part.name);
+  }
+  return part.shape[2];
+}
+
 void take_rotary_sizes(const TensorRecord& table, Contract* contract, const std::string& where) {
   const bool first = contract->rotary_pairs == 0;
   const Number number = number_of(table.dtype, where);
@@ -74,18 +84,26 @@ std::string logits_dtype(const GraphRecord& graph) {
   return graph.cache_dtype;
 }
 
+// What a graph for images of any size reads beside their patches.
+std::vector<IndexContract> indices_of(const PatchRecord& patches) {
+  const int64_t side = patches.window_side() * patches.merge;
+  if (side == 0) return {{kPatchPlaces, 2}};
+  return {{kPatchPlaces, 2}, {kWindowPatches, side * side}, {kPatchSlots, 1}};
+}
+
 // Whether a graph for images of any size, and the decoder, take what this library makes.
 bool patches_fit(const VisionRecord& vision, int64_t numbers, const Contract& decoder) {
   const PatchRecord& patches = *vision.patches;
-  const int64_t side = patches.window_side(), merge = patches.merge;
-  const std::vector<TensorRecord>& inputs = vision.vision.inputs;
-  const auto is = [&](size_t input, const char* name, size_t rank, int64_t last) {
-    const TensorRecord& tensor = inputs[input];
-    return tensor.name == name && tensor.dtype == "int64" && tensor.shape.size() == rank && tensor.shape.back() == last;
+  const std::vector<IndexContract> indices = indices_of(patches);
+  const auto is = [](const TensorRecord& tensor, const IndexContract& index) {
+    const std::vector<int64_t> shape = index.columns == 1 ? std::vector<int64_t>{TensorRecord::kFree}
+                                                          : std::vector<int64_t>{TensorRecord::kFree, index.columns};
+    return tensor.name == index.name && tensor.dtype == "int64" && tensor.shape == shape;
   };
   const int64_t pairs = vision.rope ? static_cast<int64_t>(vision.rope->inv_freq.size()) : 0;
-  return numbers == kChannels * patches.frames * patches.patch_size * patches.patch_size && is(1, kPatchPlaces, 2, 2) &&
-         is(2, kWindowPatches, 2, side * side * merge * merge) && is(3, kPatchSlots, 1, TensorRecord::kFree) &&
+  return numbers == kChannels * patches.frames * patches.patch_size * patches.patch_size &&
+         std::equal(indices.begin(), indices.end(), vision.vision.inputs.begin() + 1,
+                    [&](const IndexContract& index, const TensorRecord& tensor) { return is(tensor, index); }) &&
          pairs == decoder.rotary_pairs;
 }
 
@@ -103,6 +121,22 @@ std::vector<int64_t> Contract::cache_shape(const CachePair& pair, int64_t positi
   return shape;
 }
 
+std::vector<RowPart> Contract::row_parts() const {
+  std::vector<RowPart> parts = {{kInputsEmbeds, 0, hidden_size}};
+  if (deepstack != 0) parts.push_back({kDeepstackEmbeds, hidden_size, deepstack});
+  return parts;
+}
+
+void Contract::narrow_part(const float* from, size_t count, const RowPart& part, void* to) const {
+  if (part.channels == width()) {
+    narrow(from, rows, count * static_cast<size_t>(width()), to);
+    return;
+  }
+  for (size_t row = 0; row < count; ++row, from += width()) {
+    narrow(from + part.first, rows, static_cast<size_t>(part.channels), static_cast<char*>(to) + part_bytes(row, part));
+  }
+}
+
 Contract read_contract(const GraphRecord& graph, const std::string& where) {
   const bool scaled = graph.cache_layout == kScaledLayout;
   if (!scaled && graph.cache_layout != kLayout) unsupported("a cache of layout " + graph.cache_layout, where);
@@ -118,13 +152,13 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
   std::map<std::string, const TensorRecord*> pasts;
   bool ids = false, position = false, logits = false;
   for (const TensorRecord& input : graph.inputs) {
-    if (input.name == kInputsEmbeds) {
-      ids = true;
-      contract.hidden_size = input.shape.size() == 3 ? input.shape[2] : 0;
-      contract.rows = number_of(input.dtype, where);
-      if (!sized(contract.hidden_size) || contract.rows == Number::kInt8) {
-        unsupported("embeddings of these sizes or of type " + input.dtype, where);
-      }
+    if (input.name == kInputsEmbeds || input.name == kDeepstackEmbeds) {
+      const bool embeds = input.name == kInputsEmbeds;
+      if (!embeds && contract.hidden_size == 0)
+        unsupported("a decoder with " + input.name + " before embeddings", where);
+      if (embeds) contract.rows = number_of(input.dtype, where);
+      ids = ids || embeds;
+      (embeds ? contract.hidden_size : contract.deepstack) = channels_of(input, contract.rows, where);
     } else if (input.name == kRotaryCos || input.name == kRotarySin) {
       take_rotary_sizes(input, &contract, where);
     } else if (input.name == kInputIds || input.name == kCachePosition) {
@@ -185,20 +219,21 @@ VisionContract read_vision_contract(const VisionRecord& vision, const Contract& 
     return all[0];
   };
   const bool any_size = vision.patches.has_value();
-  const TensorRecord& pixels = tensor(vision.vision.inputs, kPixelValues, any_size ? 2 : 4, any_size ? 4 : 1);
+  VisionContract contract{};
+  if (any_size) contract.indices = indices_of(*vision.patches);
+  const TensorRecord& pixels =
+      tensor(vision.vision.inputs, kPixelValues, any_size ? 2 : 4, 1 + contract.indices.size());
   const TensorRecord& seen = tensor(vision.vision.outputs, kImageEmbeddings, any_size ? 2 : 3);
   const TensorRecord& ids = tensor(vision.embedding.inputs, kInputIds, 2);
   const TensorRecord& rows = tensor(vision.embedding.outputs, kInputsEmbeds, 3);
-  VisionContract contract{};
   contract.pixels = number_of(pixels.dtype, where);
   contract.embeddings = number_of(seen.dtype, where);
-  contract.hidden_size = seen.shape.back();
+  contract.width = seen.shape.back();
   if (contract.pixels == Number::kInt8 || contract.embeddings == Number::kInt8 || ids.dtype != "int64" ||
       rows.dtype != "float32") {
     unsupported("a vision or embedding graph with these types", where);
   }
-  bool fits = sized(contract.hidden_size) && contract.hidden_size == decoder.hidden_size &&
-              rows.shape[2] == decoder.hidden_size;
+  bool fits = sized(contract.width) && contract.width == decoder.width() && rows.shape[2] == decoder.hidden_size;
   if (any_size) {
     contract.numbers = pixels.shape[1];
     fits = fits && patches_fit(vision, contract.numbers, decoder);

@@ -16,6 +16,7 @@ namespace awq2trt {
 
 constexpr char kInputIds[] = "input_ids";
 constexpr char kInputsEmbeds[] = "inputs_embeds";
+constexpr char kDeepstackEmbeds[] = "deepstack_embeds";
 constexpr char kPixelValues[] = "pixel_values";
 constexpr char kImageEmbeddings[] = "image_embeddings";
 constexpr char kRotaryCos[] = "rotary_cos";
@@ -31,6 +32,12 @@ struct CachePair {
   int64_t channels;  // of a head; 0 for scales, which are one number per head and have no axis of channels
 };
 
+// A part of the rows that a decoder reads instead of tokens: an input of its own.
+struct RowPart {
+  const char* name;
+  int64_t first, channels;
+};
+
 struct Contract {
   std::vector<CachePair> caches;
   Number number;  // of logits
@@ -39,11 +46,21 @@ struct Contract {
   bool free_capacity;  // a cache may have fewer positions than `capacity`
   int64_t vocab_size;
   int64_t hidden_size;   // of the embeddings that it reads; 0 if it reads tokens
-  Number rows;           // type of the embeddings
+  int64_t deepstack;     // channels of what is added behind its first blocks; 0 without deepstack
+  Number rows;           // type of both
   int64_t rotary_pairs;  // channels of the tables of cosines and sines that it reads; 0 if it has its own
   Number rotary;         // type of those tables
   bool all_rows;         // logits of every new token, not only of the last
   bool next_token;       // the graph finds the token with the largest score
+
+  // Numbers of a row: an embedding, and what is added behind the first blocks.
+  int64_t width() const { return hidden_size + deepstack; }
+  std::vector<RowPart> row_parts() const;
+  // Writes one part of so many rows, in their type.
+  void narrow_part(const float* rows, size_t count, const RowPart& part, void* to) const;
+  size_t part_bytes(size_t count, const RowPart& part) const {
+    return count * static_cast<size_t>(part.channels) * bytes_of(rows);
+  }
 
   // Size of one conversation's cache of `positions`.
   size_t cache_bytes(const CachePair& pair, int64_t positions) const;
@@ -52,13 +69,20 @@ struct Contract {
 
 Contract read_contract(const GraphRecord& graph, const std::string& where);
 
-// A vision graph: [1, 3, side, side] -> [1, pieces, hidden_size]; or for images of any size [patches, numbers], with
-// indices of patches beside them -> [pieces, hidden_size].
+// Whole numbers that a vision graph reads beside pixels: [rows, columns], or [rows] of one column.
+struct IndexContract {
+  std::string name;
+  int64_t columns;
+};
+
+// A vision graph: [1, 3, side, side] -> [1, pieces, width]; or for images of any size [patches, numbers], with indices
+// of patches beside them -> [pieces, width].
 struct VisionContract {
   Number pixels, embeddings;  // types of its input and its output
   int64_t side, pieces;       // 0 for images of any size
   int64_t numbers;            // of a patch; 0 for images of one size
-  int64_t hidden_size;
+  int64_t width;              // of a row that the decoder reads
+  std::vector<IndexContract> indices;
 
   // Whether the graph takes an image.
   bool takes(const PreparedImage& image) const;

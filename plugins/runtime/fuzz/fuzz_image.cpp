@@ -24,8 +24,8 @@ void divide(const awq2trt::ImageProcessor& processor, const awq2trt::ImageView& 
   }
   awq2trt::PreparedImage prepared = processor.divide(image);
   awq2trt::add_windows(patching.merge, 2, &prepared);
-  const auto& windows = prepared.indices[1].values;
-  const auto& slots = prepared.indices[2].values;
+  const auto& windows = prepared.indices[0].values;
+  const auto& slots = prepared.indices[1].values;
   if (prepared.pixels.size() != static_cast<size_t>(prepared.shape[0] * prepared.shape[1])) std::abort();
   for (size_t patch = 0; patch < slots.size(); ++patch) {
     if (windows.at(static_cast<size_t>(slots[patch])) != static_cast<int64_t>(patch)) std::abort();

@@ -21,7 +21,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     if (manifest.vision) {
       const awq2trt::VisionContract seen = awq2trt::read_vision_contract(*manifest.vision, contract, "directory");
-      if (seen.hidden_size == 0 || (seen.side == 0) == (seen.numbers == 0)) std::abort();
+      if (seen.width == 0 || (seen.side == 0) == (seen.numbers == 0)) std::abort();
     }
   } catch (const awq2trt::Error&) {
   }

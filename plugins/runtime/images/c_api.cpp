@@ -49,6 +49,7 @@ int32_t awq2trt_images_divide(const char* config, const uint8_t* rgb, int64_t wi
     const ImageProcessor processor = ImageProcessor::parse(config, kWhere);
     const int64_t merge = processor.patching().value().merge;
     awq2trt::PreparedImage image = processor.divide({rgb, width, height});
+    awq2trt::add_places(merge, &image);
     awq2trt::add_windows(merge, side, &image);
     const auto give = [](const auto& values, auto* to) { std::copy(values.begin(), values.end(), to); };
     give(image.pixels, prepared);

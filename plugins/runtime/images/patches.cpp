@@ -55,19 +55,24 @@ PreparedImage cut_patches(const ImageView& image, const Patching& patching, cons
   return prepared;
 }
 
+void add_places(int64_t merge, PreparedImage* image) {
+  const int64_t square = merge * merge, patches = image->grid.cells() * square, columns = image->grid.columns;
+  Indices places{kPatchPlaces, {}, {patches, 2}};
+  places.values.reserve(static_cast<size_t>(patches * 2));
+  for (int64_t patch = 0; patch < patches; ++patch) {
+    const int64_t piece = patch / square, within = patch % square;
+    places.values.push_back(piece / columns * merge + within / merge);
+    places.values.push_back(piece % columns * merge + within % merge);
+  }
+  image->indices.push_back(std::move(places));
+}
+
 void add_windows(int64_t merge, int64_t side, PreparedImage* image) {
   const Grid& grid = image->grid;
   const int64_t square = merge * merge, patches = grid.cells() * square, slots = side * side * square;
   const Grid windows{(grid.rows + side - 1) / side, (grid.columns + side - 1) / side};
-  Indices places{kPatchPlaces, {}, {patches, 2}};
   Indices of_window{kWindowPatches, {}, {windows.cells(), slots}};
   Indices slot_of{kPatchSlots, std::vector<int64_t>(static_cast<size_t>(patches)), {patches}};
-  places.values.reserve(static_cast<size_t>(patches * 2));
-  for (int64_t patch = 0; patch < patches; ++patch) {
-    const int64_t piece = patch / square, within = patch % square;
-    places.values.push_back(piece / grid.columns * merge + within / merge);
-    places.values.push_back(piece % grid.columns * merge + within % merge);
-  }
   of_window.values.assign(static_cast<size_t>(windows.cells() * slots), -1);
   for (int64_t patch = 0; patch < patches; ++patch) {
     const int64_t row = patch / square / grid.columns, column = patch / square % grid.columns;
@@ -76,7 +81,8 @@ void add_windows(int64_t merge, int64_t side, PreparedImage* image) {
     of_window.values[static_cast<size_t>(slot)] = patch;
     slot_of.values[static_cast<size_t>(patch)] = slot;
   }
-  image->indices = {std::move(places), std::move(of_window), std::move(slot_of)};
+  image->indices.push_back(std::move(of_window));
+  image->indices.push_back(std::move(slot_of));
 }
 
 }  // namespace awq2trt

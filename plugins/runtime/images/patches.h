@@ -32,8 +32,10 @@ struct Patching {
 // Patches of an image that has whole pieces, piece by piece: [patches, channels, frames, patch_size, patch_size].
 PreparedImage cut_patches(const ImageView& image, const Patching& patching, const Levels& levels);
 
-// Adds the inputs of a graph with windows of `side` pieces: row and column of each patch, the patches in the slots of
-// each window, -1 in one that an edge leaves empty, and the slot of each patch.
+// Adds an input of the graph: row and column of each patch.
+void add_places(int64_t merge, PreparedImage* image);
+// Adds the inputs of a graph with windows of `side` pieces: the patches in the slots of each window, -1 in one that an
+// edge leaves empty, and the slot of each patch.
 void add_windows(int64_t merge, int64_t side, PreparedImage* image);
 
 }  // namespace awq2trt

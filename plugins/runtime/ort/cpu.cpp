@@ -89,11 +89,14 @@ class CpuCache : public Cache {
       binding_.bind_input(kInputIds, ids_.data(), abi::ElementType::kInt64, {1, length});
       return;
     }
-    const size_t numbers = tokens.count * static_cast<size_t>(contract.hidden_size);
-    embeddings_.resize(numbers * bytes_of(contract.rows));
-    narrow(tokens.rows, contract.rows, numbers, embeddings_.data());
-    binding_.bind_input(kInputsEmbeds, embeddings_.data(), element_type(contract.rows),
-                        {1, length, contract.hidden_size});
+    const std::vector<RowPart> parts = contract.row_parts();
+    embeddings_.resize(parts.size());
+    for (size_t i = 0; i < parts.size(); ++i) {
+      embeddings_[i].resize(contract.part_bytes(tokens.count, parts[i]));
+      contract.narrow_part(tokens.rows, tokens.count, parts[i], embeddings_[i].data());
+      binding_.bind_input(parts[i].name, embeddings_[i].data(), element_type(contract.rows),
+                          {1, length, parts[i].channels});
+    }
   }
 
   // Binds tables that are not bound yet.
@@ -153,8 +156,9 @@ class CpuCache : public Cache {
   int64_t slot_ = 0, next_token_ = 0;  // bound
   int64_t rows_ = 1;
   std::vector<int64_t> ids_;
-  std::vector<char> embeddings_, logits_;
-  std::vector<char> cos_, sin_;  // bound
+  std::vector<char> logits_;
+  std::vector<std::vector<char>> embeddings_;  // bound, as the next two
+  std::vector<char> cos_, sin_;
   std::shared_ptr<const RotaryRows> bound_;
   std::vector<float> scores_;
   std::vector<Bytes> caches_;

@@ -291,7 +291,7 @@ class CudaEmbedder : public Embedder {
  public:
   explicit CudaEmbedder(std::shared_ptr<Pool> pool) : pool_(std::move(pool)) {}
 
-  int64_t hidden_size() const override { return pool_->device().plan.contract.hidden_size; }
+  int64_t width() const override { return pool_->device().plan.contract.width(); }
   void embed(const int32_t* ids, size_t count, float* rows) const override {
     pool_->embedding()->embed(ids, count, rows);
   }

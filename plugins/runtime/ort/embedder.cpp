@@ -1,20 +1,38 @@
 // See embedder.h.
 #include "ort/embedder.h"
 
+#include <algorithm>
+
 #include "backend/buffer.h"
 
 namespace awq2trt {
 namespace ort {
 
-EmbeddingGraph::EmbeddingGraph(std::shared_ptr<const Session> session, int64_t hidden_size)
-    : session_(std::move(session)), hidden_size_(hidden_size), options_(session_->run_options({})) {}
+EmbeddingGraph::EmbeddingGraph(std::shared_ptr<const Session> session, const Contract& decoder)
+    : session_(std::move(session)),
+      hidden_size_(decoder.hidden_size),
+      deepstack_(decoder.deepstack),
+      options_(session_->run_options({})) {}
 
 void EmbeddingGraph::embed(const int32_t* ids, size_t count, float* rows) const {
+  if (deepstack_ == 0) {
+    run(ids, count, rows);
+    return;
+  }
+  std::vector<float> embeddings(count * static_cast<size_t>(hidden_size_));
+  run(ids, count, embeddings.data());
+  for (const float* from = embeddings.data(); count > 0; --count, from += hidden_size_) {
+    rows = std::copy(from, from + hidden_size_, rows);
+    rows = std::fill_n(rows, deepstack_, 0.0f);
+  }
+}
+
+void EmbeddingGraph::run(const int32_t* ids, size_t count, float* embeddings) const {
   std::vector<int64_t> wide(ids, ids + count);
   const auto length = static_cast<int64_t>(count);
   Binding binding(session_, kHostPlace);
   binding.bind_input(kInputIds, wide.data(), abi::ElementType::kInt64, {1, length});
-  binding.bind_output(kInputsEmbeds, rows, abi::ElementType::kFloat, {1, length, hidden_size_});
+  binding.bind_output(kInputsEmbeds, embeddings, abi::ElementType::kFloat, {1, length, hidden_size_});
   binding.run(options_.get());
 }
 
@@ -62,8 +80,8 @@ void VisionGraph::run(const PreparedImage& image, void* pixels, void* embeddings
   }
   const bool any_size = contract_.numbers != 0;
   binding.bind_output(kImageEmbeddings, embeddings, element_type(contract_.embeddings),
-                      any_size ? std::vector<int64_t>{image.pieces, contract_.hidden_size}
-                               : std::vector<int64_t>{1, image.pieces, contract_.hidden_size});
+                      any_size ? std::vector<int64_t>{image.pieces, contract_.width}
+                               : std::vector<int64_t>{1, image.pieces, contract_.width});
   binding.run(options_.get());
 }
 

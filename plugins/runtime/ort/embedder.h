@@ -19,15 +19,17 @@ namespace ort {
 // Any thread may call it.
 class EmbeddingGraph {
  public:
-  EmbeddingGraph(std::shared_ptr<const Session> session, int64_t hidden_size);
+  EmbeddingGraph(std::shared_ptr<const Session> session, const Contract& decoder);
 
-  int64_t hidden_size() const { return hidden_size_; }
-  // [count, hidden size].
+  int64_t width() const { return hidden_size_ + deepstack_; }
+  // [count, width]; text adds zeros behind a decoder's first blocks.
   void embed(const int32_t* ids, size_t count, float* rows) const;
 
  private:
+  void run(const int32_t* ids, size_t count, float* embeddings) const;
+
   std::shared_ptr<const Session> session_;
-  int64_t hidden_size_;
+  int64_t hidden_size_, deepstack_;
   Owned<abi::RunOptions> options_;
 };
 
@@ -35,7 +37,7 @@ class VisionGraph {
  public:
   VisionGraph(std::shared_ptr<const Session> session, const VisionContract& contract);
 
-  // [pieces, hidden size]. Any thread may call it.
+  // [pieces, width]. Any thread may call it.
   std::vector<float> see(const PreparedImage& image) const;
   // The same on a device, of an image of one size, on the thread that uses its memory.
   std::vector<float> see(const PreparedImage& image, DeviceMemory* memory) const;
@@ -45,9 +47,7 @@ class VisionGraph {
   void run(const PreparedImage& image, void* pixels, void* embeddings, const Place& place) const;
   std::vector<float> widened(const PreparedImage& image, const void* embeddings) const;
   size_t pixels_bytes(const PreparedImage& image) const { return image.pixels.size() * bytes_of(contract_.pixels); }
-  size_t rows_count(const PreparedImage& image) const {
-    return static_cast<size_t>(image.pieces * contract_.hidden_size);
-  }
+  size_t rows_count(const PreparedImage& image) const { return static_cast<size_t>(image.pieces * contract_.width); }
   size_t rows_bytes(const PreparedImage& image) const { return rows_count(image) * bytes_of(contract_.embeddings); }
 
   std::shared_ptr<const Session> session_;
@@ -61,7 +61,7 @@ class CpuEmbedder : public Embedder {
   CpuEmbedder(EmbeddingGraph embedding, VisionGraph vision)
       : embedding_(std::move(embedding)), vision_(std::move(vision)) {}
 
-  int64_t hidden_size() const override { return embedding_.hidden_size(); }
+  int64_t width() const override { return embedding_.width(); }
   void embed(const int32_t* ids, size_t count, float* rows) const override { embedding_.embed(ids, count, rows); }
   std::vector<float> see(const PreparedImage& image) const override { return vision_.see(image); }
 

@@ -34,7 +34,7 @@ std::vector<int32_t> Model::encode(std::string_view text, bool allow_special) co
 
 std::string Model::decode(const std::vector<int32_t>& tokens) const { return state_->tokenizer->decode(tokens); }
 GoldenCheck Model::check() const {
-  return check_golden(state_->directory, *state_->backend, state_->sight ? state_->sight->window_slots() : 0,
+  return check_golden(state_->directory, *state_->backend, state_->sight ? &state_->sight->contract() : nullptr,
                       state_->rotary ? state_->rotary->text() : nullptr);
 }
 int64_t Model::capacity() const { return state_->backend->capacity(); }

@@ -88,40 +88,32 @@ GoldenCall read_call(const json& entry, const fs::path& folder, const Backend& b
   return call;
 }
 
-Indices read_indices(const json& entry, const char* name, int64_t columns, const fs::path& folder) {
-  const fs::path file = file_of(entry, name, folder);
+Indices read_indices(const json& entry, const IndexContract& index, const fs::path& folder) {
+  const fs::path file = file_of(entry, index.name.c_str(), folder);
   const std::string bytes = read_file(file);
-  const auto row = static_cast<size_t>(columns) * sizeof(int64_t);
-  if (bytes.empty() || row == 0 || bytes.size() % row != 0) malformed("rows of whole numbers are expected", file);
-  Indices indices{name, std::vector<int64_t>(bytes.size() / sizeof(int64_t)), {}};
+  const auto row = static_cast<size_t>(index.columns) * sizeof(int64_t);
+  if (bytes.empty() || bytes.size() % row != 0) malformed("rows of whole numbers are expected", file);
+  Indices indices{index.name, std::vector<int64_t>(bytes.size() / sizeof(int64_t)), {}};
   std::memcpy(indices.values.data(), bytes.data(), bytes.size());
   indices.shape = {static_cast<int64_t>(bytes.size() / row)};
-  if (columns != 1) indices.shape.push_back(columns);
+  if (index.columns != 1) indices.shape.push_back(index.columns);
   return indices;
 }
 
-GoldenImage read_image(const json& entry, const fs::path& folder, int64_t hidden_size, int64_t window_slots) {
+GoldenImage read_image(const json& entry, const fs::path& folder, const VisionContract& seeing) {
   GoldenImage image{{},
                     read_numbers(entry, kImageEmbeddings, Number::kFloat32, folder),
                     entry.at("relative_tolerance").get<double>()};
   PreparedImage& prepared = image.prepared;
   prepared.pixels = read_numbers(entry, kPixelValues, Number::kFloat16, folder);
-  prepared.pieces = static_cast<int64_t>(image.embeddings.size()) / std::max<int64_t>(hidden_size, 1);
-  if (hidden_size == 0 || prepared.pieces * hidden_size != static_cast<int64_t>(image.embeddings.size())) {
+  prepared.pieces = static_cast<int64_t>(image.embeddings.size()) / seeing.width;
+  if (prepared.pieces * seeing.width != static_cast<int64_t>(image.embeddings.size())) {
     malformed("whole pieces of an image are expected", folder / kDescription);
   }
+  for (const IndexContract& index : seeing.indices) prepared.indices.push_back(read_indices(entry, index, folder));
   const auto count = static_cast<int64_t>(prepared.pixels.size());
-  if (window_slots == 0) {
-    const int64_t plane = count / kChannels;
-    const int64_t side = std::lround(std::sqrt(static_cast<double>(plane)));
-    prepared.shape = {1, kChannels, side, side};
-    return image;
-  }
-  prepared.indices = {read_indices(entry, kPatchPlaces, 2, folder),
-                      read_indices(entry, kWindowPatches, window_slots, folder),
-                      read_indices(entry, kPatchSlots, 1, folder)};
-  const int64_t patches = prepared.indices.back().shape[0];
-  prepared.shape = {patches, count / patches};
+  prepared.shape = seeing.numbers != 0 ? std::vector<int64_t>{count / seeing.numbers, seeing.numbers}
+                                       : std::vector<int64_t>{1, kChannels, seeing.side, seeing.side};
   return image;
 }
 
@@ -135,7 +127,7 @@ std::vector<float> run(const GoldenCall& call, const Backend& backend,
   for (size_t begin = 0; begin < call.tokens.size(); begin += longest) {
     const size_t count = std::min(longest, call.tokens.size() - begin);
     if (embedder != nullptr) {
-      rows.resize(count * static_cast<size_t>(embedder->hidden_size()));
+      rows.resize(count * static_cast<size_t>(embedder->width()));
       embedder->embed(&call.tokens[begin], count, rows.data());
     }
     cache->append({&call.tokens[begin], count, rows.data(), rotary});
@@ -153,7 +145,6 @@ void check_error(const std::string& what, double error, double allowed, const Ba
 }
 
 void check_image(const GoldenImage& image, const Backend& backend, const fs::path& where) {
-  if (backend.embedder() == nullptr) malformed("an image for a model of text", where);
   const std::vector<float> seen = backend.embedder()->see(image.prepared);
   if (seen.size() != image.embeddings.size()) malformed("pieces of another image", where);
   check_error("the image: relative error of its pieces ", relative_error(seen, image.embeddings), image.allowed_error,
@@ -173,7 +164,7 @@ double relative_error(const std::vector<float>& got, const std::vector<float>& e
   return std::sqrt(difference) / std::max(std::sqrt(spread), std::numeric_limits<double>::min());
 }
 
-GoldenCheck check_golden(const std::string& directory, const Backend& backend, int64_t window_slots,
+GoldenCheck check_golden(const std::string& directory, const Backend& backend, const VisionContract* seeing,
                          const std::shared_ptr<const RotaryRows>& rotary) {
   const fs::path folder(directory);
   GoldenCheck check;
@@ -184,8 +175,8 @@ GoldenCheck check_golden(const std::string& directory, const Backend& backend, i
     if (description.at("format_version") != kFormat) malformed("an unknown format version", folder / kDescription);
     check.allowed_error = description.at("relative_tolerance").get<double>();
     if (description.contains(kImage)) {
-      const int64_t hidden_size = backend.embedder() == nullptr ? 0 : backend.embedder()->hidden_size();
-      image = read_image(description.at(kImage), folder, hidden_size, window_slots);
+      if (seeing == nullptr) malformed("an image for a model of text", folder / kDescription);
+      image = read_image(description.at(kImage), folder, *seeing);
     }
     for (const json& entry : description.at("calls")) {
       if (entry.at("cache_position") == 0) calls.push_back(read_call(entry, folder, backend));

@@ -11,6 +11,7 @@
 
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
+#include "backend/contract.h"
 
 namespace awq2trt {
 
@@ -18,9 +19,9 @@ namespace awq2trt {
 double relative_error(const std::vector<float>& got, const std::vector<float>& expected);
 
 // Runs all calls. Throws Error: kNotFound if there are none, kMalformed, kWrongAnswers if one is off.
-// `window_slots`: patches of a window, for a vision graph with windows; `rotary`: tables of a text, for a decoder that
-// reads tables.
-GoldenCheck check_golden(const std::string& directory, const Backend& backend, int64_t window_slots,
+// `seeing`: what the vision graph reads, null for a model of text; `rotary`: tables of a text, for a decoder that reads
+// tables.
+GoldenCheck check_golden(const std::string& directory, const Backend& backend, const VisionContract* seeing,
                          const std::shared_ptr<const RotaryRows>& rotary);
 
 }  // namespace awq2trt

@@ -76,14 +76,16 @@ class Beside {
  public:
   Beside(const std::string& directory, const Manifest& manifest, const Contract& decoder,
          std::shared_ptr<const ort::Library> library)
-      : directory_(directory), record_(*manifest.vision), library_(std::move(library)) {
-    contract_ = read_vision_contract(record_, decoder, directory);
-  }
+      : directory_(directory),
+        record_(*manifest.vision),
+        library_(std::move(library)),
+        decoder_(decoder),
+        contract_(read_vision_contract(record_, decoder, directory)) {}
 
   ort::EmbeddingGraph open_embedding() const {
     ort::Execution execution;
     execution.threads = 1;  // it copies rows
-    return {open(record_.embedding, execution), contract_.hidden_size};
+    return {open(record_.embedding, execution), decoder_};
   }
   ort::VisionGraph open_vision(const ort::Execution& execution) const {
     return {open(record_.vision, execution), contract_};
@@ -97,6 +99,7 @@ class Beside {
   std::string directory_;
   VisionRecord record_;
   std::shared_ptr<const ort::Library> library_;
+  Contract decoder_;
   VisionContract contract_;
 };
 
@@ -270,7 +273,7 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
   } else {
     processor.require_side(seen.side);
   }
-  return std::make_unique<Sight>(*manifest.vision, processor, *model.tokenizer, model.chat_template.get());
+  return std::make_unique<Sight>(*manifest.vision, seen, processor, *model.tokenizer, model.chat_template.get());
 }
 
 }  // namespace

@@ -24,9 +24,9 @@ size_t Prompt::image_tokens() const {
   return count;
 }
 
-const float* Prompt::row_of(size_t token, size_t hidden_size) const {
+const float* Prompt::row_of(size_t token, size_t width) const {
   const PlacedImage* const image = image_at(images, token);
-  return image == nullptr ? nullptr : image->pieces->rows.data() + (token - image->first) * hidden_size;
+  return image == nullptr ? nullptr : image->pieces->rows.data() + (token - image->first) * width;
 }
 
 size_t Prompt::same_tokens(size_t base, const Prompt& other) const {

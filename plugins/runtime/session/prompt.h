@@ -13,7 +13,7 @@ namespace detail {
 
 // An image as the decoder sees it.
 struct SeenImage {
-  std::vector<float> rows;  // [count, hidden size], that take the place of its tokens' own
+  std::vector<float> rows;  // [count, width], that take the place of its tokens' own
   size_t count = 0;
   Grid grid = {};
 };
@@ -32,7 +32,7 @@ struct Prompt {
   size_t size() const { return tokens.size(); }
   size_t image_tokens() const;
   // The row that stands for a token; null for a token that has its own.
-  const float* row_of(size_t token, size_t hidden_size) const;
+  const float* row_of(size_t token, size_t width) const;
   // How many tokens from `base` on are those with which `other` begins.
   size_t same_tokens(size_t base, const Prompt& other) const;
 

@@ -219,12 +219,12 @@ void SessionState::run_next(int64_t length) {
     cache_->append({ids, count});
     return;
   }
-  const auto hidden_size = static_cast<size_t>(embedder->hidden_size());
-  rows_.resize(count * hidden_size);
+  const auto width = static_cast<size_t>(embedder->width());
+  rows_.resize(count * width);
   embedder->embed(ids, count, rows_.data());
   for (size_t i = 0; i < count; ++i) {
-    const float* const row = prompt_.row_of(first + i, hidden_size);
-    if (row != nullptr) std::copy(row, row + hidden_size, rows_.data() + i * hidden_size);
+    const float* const row = prompt_.row_of(first + i, width);
+    if (row != nullptr) std::copy(row, row + width, rows_.data() + i * width);
   }
   if (model_->rotary && rotary_ == nullptr) rotary_ = model_->rotary->of(prompt_);
   cache_->append({ids, count, rows_.data(), rotary_});

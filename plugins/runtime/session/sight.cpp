@@ -94,23 +94,18 @@ std::string without_markers(std::string text) {
   return text;
 }
 
-Sight::Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
-             const ChatTemplate* chat_template)
+Sight::Sight(const VisionRecord& record, const VisionContract& contract, const ImageProcessor& processor,
+             const Tokenizer& tokenizer, const ChatTemplate* chat_template)
     : image_token_(record.image_token),
       pieces_(record.tokens_per_image),
       patches_(record.patches),
       before_(record.before),
       after_(record.after),
+      contract_(contract),
       processor_(processor),
       takes_parts_(takes_parts(chat_template, tokenizer.vocabulary().contains(record.image_token)
                                                   ? tokenizer.vocabulary().text(record.image_token)
                                                   : "")) {}
-
-int64_t Sight::window_slots() const {
-  if (!patches_) return 0;
-  const int64_t side = patches_->window_side() * patches_->merge;
-  return side * side;
-}
 
 PreparedImage Sight::prepare(const ImageView& image) const {
   if (!patches_) {
@@ -118,7 +113,8 @@ PreparedImage Sight::prepare(const ImageView& image) const {
     return {processor_.prepare(image), {1, kChannels, made.height, made.width}, pieces_, {}, {}};
   }
   PreparedImage prepared = processor_.divide(image);
-  add_windows(patches_->merge, patches_->window_side(), &prepared);
+  add_places(patches_->merge, &prepared);
+  if (patches_->window_size != 0) add_windows(patches_->merge, patches_->window_side(), &prepared);
   return prepared;
 }
 

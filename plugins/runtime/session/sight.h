@@ -12,6 +12,7 @@
 
 #include "artifact/manifest.h"
 #include "awq2trt/awq2trt.hpp"
+#include "backend/contract.h"
 #include "images/processor.h"
 #include "session/prompt.h"
 #include "text/chat_template.h"
@@ -27,12 +28,12 @@ constexpr int64_t kAnyCount = -1;
 class Sight {
  public:
   // `chat_template`: the model's, or null.
-  Sight(const VisionRecord& record, const ImageProcessor& processor, const Tokenizer& tokenizer,
-        const ChatTemplate* chat_template);
+  Sight(const VisionRecord& record, const VisionContract& contract, const ImageProcessor& processor,
+        const Tokenizer& tokenizer, const ChatTemplate* chat_template);
 
   // Pieces of every image; kAnyCount if they depend on its size.
   int64_t tokens_per_image() const { return patches_ ? kAnyCount : pieces_; }
-  int64_t window_slots() const;  // patches of a window; 0 without windows
+  const VisionContract& contract() const { return contract_; }
   PreparedImage prepare(const ImageView& image) const;
 
   // Messages with a marker for each of so many images: before the user's last text, where there are none. Throws Error,
@@ -56,6 +57,7 @@ class Sight {
   int64_t pieces_;
   std::optional<PatchRecord> patches_;
   std::vector<int32_t> before_, after_;  // tokens around those of an image
+  VisionContract contract_;
   ImageProcessor processor_;
   bool takes_parts_;  // whether the chat template takes a message as a list of images and texts
 };

@@ -68,7 +68,7 @@ inline void append(const awq2trt::Backend& backend, const std::vector<int32_t>& 
   const awq2trt::Embedder* const embedder = backend.embedder();
   std::vector<float> rows;
   if (embedder != nullptr) {
-    rows.resize(tokens.size() * static_cast<size_t>(embedder->hidden_size()));
+    rows.resize(tokens.size() * static_cast<size_t>(embedder->width()));
     embedder->embed(tokens.data(), tokens.size(), rows.data());
   }
   cache->append({tokens.data(), tokens.size(), rows.data()});

@@ -41,7 +41,7 @@ int main(int argc, char** argv) {
       plain.threads = 1;
       const auto& seen = *manifest.vision;
       const auto embedding = awq2trt::ort::Session::open(library, directory + "/" + seen.embedding.model, plain);
-      sight.embedding = std::make_unique<awq2trt::ort::EmbeddingGraph>(embedding, contract.hidden_size);
+      sight.embedding = std::make_unique<awq2trt::ort::EmbeddingGraph>(embedding, contract);
       sight.open_vision = [=, &seen] {
         return std::make_unique<awq2trt::ort::VisionGraph>(
             awq2trt::ort::Session::open(library, directory + "/" + seen.vision.model, plain),

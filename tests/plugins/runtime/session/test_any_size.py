@@ -13,7 +13,7 @@ from native_sessions import answered, asked, require_runtime_library, save_all
 from pictures import picture
 from seen_answers import build_for_cpu
 from tiny_lowered import edit_manifest, replace_file
-from tiny_qwen_vl import PUBLISHED_IDS, publish_qwen_vl
+from tiny_qwen_vl import PUBLISHED_IDS, QWEN2_5_VL, QWEN3_VL, publish_qwen_vl
 
 from awq2trt.errors import Awq2trtError, UsageError
 from awq2trt.runtime import Model, native_library, user_message
@@ -27,11 +27,15 @@ FREE = GenerateOptions(max_tokens=24, ignore_model_stops=True)
 IMAGE_TOKEN = PUBLISHED_IDS[2]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+KINDS = {"windows": QWEN2_5_VL, "deepstack": QWEN3_VL}
+"""What differs between Qwen2.5-VL and Qwen3-VL, whose sections of positions are interleaved, too."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     require_runtime_library()
-    folder = tmp_path_factory.mktemp("qwen")
-    publish_qwen_vl(folder / "model")
+    folder = tmp_path_factory.mktemp(request.param)
+    publish_qwen_vl(folder / "model", KINDS[request.param])
     save_all(PICTURES, folder)
     build_for_cpu(folder, CAPACITY)
     return folder
@@ -104,9 +108,9 @@ def test_a_session_rewound_into_an_image_goes_on(native: NativeModel) -> None:
 def test_golden_outputs_include_an_image(changed: Path) -> None:
     worst, allowed = NativeModel.load(changed).check()
     assert 0.0 <= worst <= allowed
-    name = "golden.vision.patch_slots.bin"
-    slots = (changed / name).read_bytes()
-    replace_file(changed, name, slots[:-4])
+    name = "golden.vision.patch_places.bin"
+    places = (changed / name).read_bytes()
+    replace_file(changed, name, places[:-4])
     with pytest.raises(Awq2trtError) as caught:
         NativeModel.load(changed).check()
     assert vars(caught.value)["code"] == native_library.MALFORMED
@@ -144,12 +148,13 @@ def _model(value: dict[str, Any]) -> dict[str, Any]:
     return model
 
 
-def _io(value: dict[str, Any], graph: str, index: int) -> dict[str, Any]:
-    tensor: dict[str, Any] = value["contents"]["graphs"][graph]["io"]["inputs"][index]
-    return tensor
+def _io(value: dict[str, Any], graph: str, name: str) -> dict[str, Any]:
+    tensors: list[dict[str, Any]] = value["contents"]["graphs"][graph]["io"]["inputs"]
+    return next(tensor for tensor in tensors if tensor["name"] == name)
 
 
-CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+Changes = dict[str, tuple[Callable[[dict[str, Any]], Any], str]]
+CHANGES: Changes = {
     "patches of another size": (
         lambda value: _model(value)["vision"]["settings"].update(patch_size=5),
         "of these sizes",
@@ -159,11 +164,6 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
             _model(value)["vision"]["settings"].update(patch_size=2, temporal_patch_size=8, window_size=12),
         ),
         "the tower's patch_size, temporal_patch_size and merge_size, 2, 8, 2, got 4, 2, 2",
-    ),
-    "no windows": (lambda value: _model(value)["vision"]["settings"].pop("window_size"), "window_size"),
-    "windows of nothing": (
-        lambda value: _model(value)["vision"]["settings"].update(window_size=7),
-        "one piece or more",
     ),
     "huge patches": (lambda value: _model(value)["vision"]["settings"].update(patch_size=2**40), "at most 8192"),
     "a token that is none": (
@@ -175,23 +175,57 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda value: _model(value)["decoder"]["ropes"][0].update(sections=[8, 24]),
         "three sections of all frequencies",
     ),
-    "too large sections": (
-        lambda value: _model(value)["decoder"]["ropes"][0].update(sections=[2**31 - 1] * 3),
-        "three sections of all frequencies",
+    "shorter tables": (
+        lambda value: _io(value, "decoder", "rotary_cos").update(shape=[8, 32]),
+        "tables of these sizes",
     ),
-    "interleaved": (
-        lambda value: _model(value)["decoder"]["ropes"][0].update(interleaved=True),
-        "one after the other",
+    "unlike tables": (
+        lambda value: _io(value, "decoder", "rotary_sin").update(shape=[CAPACITY, 16]),
+        "tables of these sizes",
     ),
-    "shorter tables": (lambda value: _io(value, "decoder", 2).update(shape=[8, 32]), "tables of these sizes"),
-    "unlike tables": (lambda value: _io(value, "decoder", 3).update(shape=[CAPACITY, 16]), "tables of these sizes"),
-    "other indices": (lambda value: _io(value, "vision", 3).update(name="slots"), "of these sizes"),
+    "other indices": (lambda value: _io(value, "vision", "patch_places").update(name="places"), "of these sizes"),
+}
+OF_KIND: dict[str, Changes] = {
+    "windows": {
+        "no windows": (lambda value: _model(value)["vision"]["settings"].pop("window_size"), "window_size"),
+        "windows of nothing": (
+            lambda value: _model(value)["vision"]["settings"].update(window_size=7),
+            "one piece or more",
+        ),
+        "too large sections": (
+            lambda value: _model(value)["decoder"]["ropes"][0].update(sections=[2**31 - 1] * 3),
+            "three sections of all frequencies",
+        ),
+        "slots by another name": (lambda value: _io(value, "vision", "patch_slots").update(name="a"), "of these sizes"),
+    },
+    "deepstack": {
+        "less deepstack": (
+            lambda value: _io(value, "decoder", "deepstack_embeds")["shape"].__setitem__(2, 128),
+            "of these sizes",
+        ),
+        "deepstack of another type": (
+            lambda value: _io(value, "decoder", "deepstack_embeds").update(dtype="bfloat16"),
+            "embeddings of these sizes or of type bfloat16",
+        ),
+        "embeddings by another name": (
+            lambda value: _io(value, "decoder", "inputs_embeds").update(name="embeds"),
+            "with the input embeds",
+        ),
+        "nothing but deepstack": (
+            lambda value: _io(value, "decoder", "inputs_embeds").update(name="input_ids", dtype="int64"),
+            "deepstack_embeds before embeddings",
+        ),
+    },
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.parametrize(
+    ("built", "case"),
+    [(kind, case) for kind, more in OF_KIND.items() for case in (CHANGES | more)],
+    indirect=["built"],
+)
 def test_manifests_that_are_refused(case: str, changed: Path) -> None:
-    change, says = CHANGES[case]
+    change, says = next(changes[case] for changes in (CHANGES, *OF_KIND.values()) if case in changes)
     edit_manifest(changed, change)
     with pytest.raises(Awq2trtError, match=says) as caught:
         NativeModel.load(changed)

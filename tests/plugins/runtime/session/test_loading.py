@@ -79,7 +79,7 @@ def _other_width(value: dict[str, Any]) -> None:
         (
             _family,
             native_library.UNSUPPORTED,
-            "the family 'another', only to those of 'llava' and 'qwen2_5_vl'",
+            "the family 'another', only to those of 'llava', 'qwen2_5_vl' and 'qwen3_vl'",
         ),
         (_other_pieces, native_library.UNSUPPORTED, "of these sizes"),
         (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is not one of"),

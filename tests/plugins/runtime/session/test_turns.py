@@ -1,4 +1,4 @@
-"""Sessions of the C++ library that go on behind images: further turns, chunks, rewinding, for images of both kinds."""
+"""Sessions of the C++ library that go on behind images: further turns, chunks, rewinding, for images of all kinds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from native_sessions import answered, asked, require_runtime_library, save_all, 
 from pictures import picture
 from seen_answers import build_for_cpu
 from tiny_llava import MARKER_TOKEN, build_llava
-from tiny_qwen_vl import PUBLISHED_IDS, publish_qwen_vl
+from tiny_qwen_vl import PUBLISHED_IDS, QWEN2_5_VL, QWEN3_VL, Kind, publish_qwen_vl
 
 from awq2trt.runtime import Model, user_message
 from awq2trt.runtime.native import GenerateOptions, NativeModel
@@ -27,8 +27,8 @@ def _build_llava(folder: Path) -> Path:
     return build_llava(folder, "cpu") / "cpu"
 
 
-def _build_qwen_vl(folder: Path) -> Path:
-    publish_qwen_vl(folder / "model")
+def _build_qwen_vl(folder: Path, kind: Kind = QWEN2_5_VL) -> Path:
+    publish_qwen_vl(folder / "model", kind)
     build_for_cpu(folder, capacity=320)
     return folder / "built" / "cpu"
 
@@ -36,6 +36,7 @@ def _build_qwen_vl(folder: Path) -> Path:
 KINDS: dict[str, tuple[int, Callable[[Path], Path]]] = {
     "one size": (MARKER_TOKEN, _build_llava),
     "any size": (PUBLISHED_IDS[2], _build_qwen_vl),
+    "deepstack": (PUBLISHED_IDS[2], lambda folder: _build_qwen_vl(folder, QWEN3_VL)),
 }
 """An image token, and what builds a model."""
 
