@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 from tiny_exports import export_saved
-from tiny_llava import IMAGE_TOKEN, TOWER_CONFIG
-from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
+from tiny_llava import HEAD_SIZE_64, IMAGE_TOKEN, MARKER, MARKER_TOKEN, TEMPLATE, TOWER_CONFIG
+from tiny_models import LLAMA_CONFIG, publish, save_tokenizer, spread_weights_
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -65,6 +65,19 @@ def save_llava_next(
         image_grid_pinpoints=overrides.get("image_grid_pinpoints", sizes),
     )
     processor.save_pretrained(directory)
+    return directory
+
+
+def publish_llava_next(directory: Path, text: dict[str, Any]) -> Path:
+    """Saves a model as it would be published: in fp16, with an image token and a chat template.
+
+    Args:
+        directory: Where to save it.
+        text: Changes to the decoder's config.
+    """
+    decoder = {**HEAD_SIZE_64["text"], **text}
+    save_llava_next(directory, text=decoder, tower=HEAD_SIZE_64["tower"], image_token_index=MARKER_TOKEN)
+    publish(directory, LlavaNextForConditionalGeneration, TEMPLATE, [MARKER])
     return directory
 
 

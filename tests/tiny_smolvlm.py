@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tiny_exports import export_saved
-from tiny_models import LLAMA_CONFIG, save_tokenizer, spread_weights_
+from tiny_models import LLAMA_CONFIG, publish, save_tokenizer, spread_weights_
 from transformers import (
     AutoTokenizer,
     Idefics3Config,
@@ -51,6 +51,22 @@ KINDS: dict[str, tuple[Any, Any, Any]] = {
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil),
 }
 
+TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
+message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}\
+{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}\
+{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+"""As HuggingFaceTB/SmolVLM-256M-Instruct has it."""
+
+_TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 520,
+}
+LONGEST = {"smolvlm": 48, "idefics3": 72}
+"""So that SmolVLM has tokens for all rows and columns, and Idefics3 writes the third ones in letters."""
+
 
 def save_smolvlm(
     directory: Path,
@@ -89,6 +105,13 @@ def save_smolvlm(
     make_processor(
         size={"longest_edge": longest}, max_image_size={"longest_edge": seeing["image_size"]}
     ).save_pretrained(directory)
+    return directory
+
+
+def publish_smolvlm(directory: Path, kind: str) -> Path:
+    """Saves one of `KINDS` as it would be published: in fp16, with a chat template."""
+    save_smolvlm(directory, kind=kind, text=_TEXT, longest=LONGEST[kind])
+    publish(directory, KINDS[kind][1], TEMPLATE)
     return directory
 
 

@@ -15,9 +15,8 @@ from seen_answers import (
     question_about,
     save_pictures,
 )
-from tiny_llava import HEAD_SIZE_64, MARKER, MARKER_TOKEN, TEMPLATE
-from tiny_llava_next import save_llava_next
-from tiny_models import publish
+from tiny_llava import TEMPLATE
+from tiny_llava_next import publish_llava_next
 from transformers import AutoTokenizer, LlavaNextForConditionalGeneration, LlavaNextProcessor
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
@@ -35,9 +34,7 @@ SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40)]
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, as it would be published, and a build for the CPU."""
     folder = tmp_path_factory.mktemp(request.param)
-    text = {**HEAD_SIZE_64["text"], **TEXTS[request.param], "max_position_embeddings": CAPACITY}
-    save_llava_next(folder / "model", text=text, tower=HEAD_SIZE_64["tower"], image_token_index=MARKER_TOKEN)
-    publish(folder / "model", LlavaNextForConditionalGeneration, TEMPLATE, [MARKER])
+    publish_llava_next(folder / "model", {**TEXTS[request.param], "max_position_embeddings": CAPACITY})
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return folder

@@ -19,8 +19,7 @@ from seen_answers import (
     question_about,
     save_pictures,
 )
-from tiny_models import publish
-from tiny_smolvlm import KINDS, PIECES, SPECIAL, save_smolvlm
+from tiny_smolvlm import KINDS, PIECES, SPECIAL, TEMPLATE, publish_smolvlm
 from transformers import AutoTokenizer, Idefics3Processor
 
 from awq2trt.artifact.records import VisionRecord
@@ -34,32 +33,15 @@ from awq2trt.runtime.sight import Sight
 MODEL = "smollm2-135m-instruct"
 CAPACITY = 520
 
-TEMPLATE = """<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if \
-message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}\
-{% if line['type'] == 'text' %}{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}\
-{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
-"""As HuggingFaceTB/SmolVLM-256M-Instruct has it."""
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "max_position_embeddings": 520,
-}
 SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
-"""Cut into tiles of two rows and columns or of one, with `longest` pixels 48; see `LONGEST`."""
-
-LONGEST = {"smolvlm": 48, "idefics3": 72}
-"""So that SmolVLM has tokens for all rows and columns, and Idefics3 writes the third ones in letters."""
+"""Cut into tiles of two rows and columns or of one, with `longest` pixels 48; see `tiny_smolvlm.LONGEST`."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A kind, and a folder: `model`, as it would be published, and a build for the CPU."""
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
-    save_smolvlm(folder / "model", kind=kind, text=TEXT, longest=LONGEST[kind])
-    publish(folder / "model", KINDS[kind][1], TEMPLATE)
+    publish_smolvlm(folder / "model", kind)
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return kind, folder

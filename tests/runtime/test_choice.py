@@ -13,9 +13,7 @@ from pictures import picture
 from PIL import Image
 from tiny_flamingo import export_flamingo
 from tiny_gemma3 import export_gemma3
-from tiny_llava_next import export_llava_next
 from tiny_lowered import build_lowered, edit_manifest, replace_file
-from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import Awq2trtError, UnsupportedError, UsageError
@@ -88,8 +86,6 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("family", "export"),
     [
-        ("llava_next", export_llava_next),
-        ("smolvlm", export_smolvlm),
         ("openflamingo", export_flamingo),
         ("gemma3-vision", export_gemma3),
     ],

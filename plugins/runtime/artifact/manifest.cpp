@@ -28,6 +28,9 @@ constexpr char kEmbedding[] = "embedding";
 constexpr char kLlava[] = "llava";
 constexpr char kQwenVl[] = "qwen2_5_vl";
 constexpr char kQwen3Vl[] = "qwen3_vl";
+constexpr char kSmolVlm[] = "smolvlm";
+constexpr char kLlavaNext[] = "llava_next";
+constexpr const char* kSeeing[] = {kLlava, kLlavaNext, kQwenVl, kQwen3Vl, kSmolVlm};
 constexpr int64_t kLargestPart = 1 << 13;  // of an image, in pixels or frames
 constexpr size_t kPositionNumbers = 3;     // frame, row and column
 constexpr char kKit[] = "kit";
@@ -191,15 +194,24 @@ std::optional<RopeRecord> read_rope(const json& value, const std::string& where)
   return std::nullopt;
 }
 
+int64_t part_of_image(Fields* settings, const char* key) {
+  const int64_t number = size_of(settings, key, 1);
+  if (number > kLargestPart)
+    malformed("at most " + std::to_string(kLargestPart) + " is expected", settings->place(key));
+  return number;
+}
+
+TileRecord read_tiles(Fields* settings, bool side_by_side) {
+  const TileRecord tiles{part_of_image(settings, "image_size"), part_of_image(settings, "patch_size"),
+                         side_by_side ? 1 : part_of_image(settings, "scale_factor"), side_by_side};
+  if (tiles.side() < 1) malformed("tiles of one piece or more are expected", settings->place("image_size"));
+  return tiles;
+}
+
 PatchRecord read_patches(Fields* settings, bool windows) {
-  const auto size = [&](const char* key) {
-    const int64_t number = size_of(settings, key, 1);
-    if (number > kLargestPart)
-      malformed("at most " + std::to_string(kLargestPart) + " is expected", settings->place(key));
-    return number;
-  };
-  const PatchRecord patches{size("patch_size"), size("temporal_patch_size"), size("spatial_merge_size"),
-                            windows ? size("window_size") : 0};
+  const PatchRecord patches{part_of_image(settings, "patch_size"), part_of_image(settings, "temporal_patch_size"),
+                            part_of_image(settings, "spatial_merge_size"),
+                            windows ? part_of_image(settings, "window_size") : 0};
   if (windows && patches.window_side() < 1) {
     malformed("windows of one piece or more are expected", settings->place("window_size"));
   }
@@ -217,15 +229,22 @@ VisionRecord read_vision(Fields* model, Fields* graphs) {
   const std::string where = model->place(kVision);
   Fields fields(model->need(kVision), where);
   const std::string family = fields.text("family");
-  if (family != kLlava && family != kQwenVl && family != kQwen3Vl) {
+  if (std::find(std::begin(kSeeing), std::end(kSeeing), family) == std::end(kSeeing)) {
+    std::string known;
+    for (const char* each : kSeeing) known += std::string(known.empty() ? "'" : ", '") + each + "'";
     throw Error(ErrorCode::kUnsupported,
                 "this library cannot show images to models of the family '" + family.substr(0, 80) +
-                    "', only to those of '" + kLlava + "', '" + kQwenVl + "' and '" + kQwen3Vl + "'",
+                    "', only to those of " + known,
                 where, "run it with `awq2trt run --runtime ort`, or use a later version of this library.");
   }
   VisionRecord record{};
   record.image_token = token_of(&fields, "image_token");
-  if (family != kLlava) {
+  if (family == kLlava) {
+    record.tokens_per_image = size_of(&fields, "tokens_per_image", 1);
+  } else if (family == kSmolVlm || family == kLlavaNext) {
+    Fields settings(fields.need("settings"), fields.place("settings"));
+    record.tiles = read_tiles(&settings, family == kLlavaNext);
+  } else {
     Fields settings(fields.need("settings"), fields.place("settings"));
     record.patches = read_patches(&settings, family == kQwenVl);
     const auto around = [&](const std::string& key) {
@@ -234,8 +253,6 @@ VisionRecord read_vision(Fields* model, Fields* graphs) {
     record.before = around("vision_start_token_id");
     record.after = around("vision_end_token_id");
     record.rope = read_rope(model->need(kDecoder), model->place(kDecoder));
-  } else {
-    record.tokens_per_image = size_of(&fields, "tokens_per_image", 1);
   }
   record.vision = read_graph(graphs->need(kVision), graphs->place(kVision));
   record.embedding = read_graph(graphs->need(kEmbedding), graphs->place(kEmbedding));

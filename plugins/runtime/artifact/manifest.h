@@ -45,6 +45,17 @@ struct PatchRecord {
   int64_t window_side() const { return window_size / merge / patch_size; }  // in pieces
 };
 
+// How images are cut into tiles, each of which a tower sees by itself.
+struct TileRecord {
+  int64_t image_size, patch_size;
+  int64_t merge;      // patches along the side of a piece
+  bool side_by_side;  // pieces of all tiles lie as in one large image, of which each row has an end
+
+  int64_t side() const { return image_size / patch_size / merge; }  // in pieces
+  // That a vision graph makes of a tile.
+  int64_t rows() const { return side() * side() + (side_by_side ? 1 : 0); }
+};
+
 // The rotary embedding of a decoder in which positions of images have three numbers: frame, row and column.
 struct RopeRecord {
   std::vector<double> inv_freq;
@@ -57,6 +68,7 @@ struct VisionRecord {
   int32_t image_token;                 // stands for a piece of an image
   int64_t tokens_per_image;            // pieces; 0 if they depend on the image's size
   std::optional<PatchRecord> patches;  // of images of any size
+  std::optional<TileRecord> tiles;     // the same; there is one of the two at most
   std::optional<RopeRecord> rope;      // nothing if a decoder counts pieces like words
   std::vector<int32_t> before, after;  // tokens around those of an image
   GraphRecord vision, embedding;

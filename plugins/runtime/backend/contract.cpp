@@ -204,10 +204,13 @@ bool VisionContract::takes(const PreparedImage& image) const {
   size_t count = 1;
   for (const int64_t size : image.shape) count *= static_cast<size_t>(size);
   if (image.pixels.size() != count) return false;
-  if (numbers == 0) {
-    return image.pieces == pieces && image.shape == std::vector<int64_t>{1, kChannels, side, side};
-  }
-  return image.shape.size() == 2 && image.shape[1] == numbers;
+  if (numbers != 0) return image.shape.size() == 2 && image.shape[1] == numbers;
+  if (image.shape.size() != 4 || image.shape != std::vector<int64_t>{image.shape[0], kChannels, side, side})
+    return false;
+  const int64_t rows = image.shape[0] * pieces;
+  if (image.order.empty()) return image.pieces == rows;
+  return image.pieces == static_cast<int64_t>(image.order.size()) &&
+         std::all_of(image.order.begin(), image.order.end(), [&](int64_t row) { return row >= 0 && row < rows; });
 }
 
 VisionContract read_vision_contract(const VisionRecord& vision, const Contract& decoder, const std::string& where) {
@@ -241,7 +244,9 @@ VisionContract read_vision_contract(const VisionRecord& vision, const Contract& 
     contract.side = pixels.shape[3];
     contract.pieces = seen.shape[1];
     fits = fits && pixels.shape[1] == kChannels && pixels.shape[2] == contract.side && sized(contract.side) &&
-           sized(contract.pieces) && contract.pieces == vision.tokens_per_image && decoder.rotary_pairs == 0;
+           sized(contract.pieces) && decoder.rotary_pairs == 0;
+    fits = fits && (vision.tiles ? contract.pieces == vision.tiles->rows() && contract.side == vision.tiles->image_size
+                                 : contract.pieces == vision.tokens_per_image);
   }
   if (!fits) unsupported("a vision or embedding graph of these sizes", where);
   return contract;

@@ -75,17 +75,20 @@ struct IndexContract {
   int64_t columns;
 };
 
-// A vision graph: [1, 3, side, side] -> [1, pieces, width]; or for images of any size [patches, numbers], with indices
+// A vision graph: [1, 3, side, side] of an image or a tile -> [1, pieces, width]; or [patches, numbers], with indices
 // of patches beside them -> [pieces, width].
 struct VisionContract {
   Number pixels, embeddings;  // types of its input and its output
-  int64_t side, pieces;       // 0 for images of any size
-  int64_t numbers;            // of a patch; 0 for images of one size
+  int64_t side, pieces;       // 0 for patches
+  int64_t numbers;            // of a patch; 0 for images and tiles
   int64_t width;              // of a row that the decoder reads
   std::vector<IndexContract> indices;
 
   // Whether the graph takes an image.
   bool takes(const PreparedImage& image) const;
+  // Calls that see an image: one for each tile.
+  int64_t calls(const PreparedImage& image) const { return numbers == 0 ? image.shape[0] : 1; }
+  int64_t rows_of_call(const PreparedImage& image) const { return numbers == 0 ? pieces : image.pieces; }
 };
 
 // Checks that the graphs beside a decoder of embeddings fit to it, too.

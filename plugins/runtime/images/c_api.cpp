@@ -13,6 +13,11 @@ using awq2trt::c_calls::guarded;
 
 constexpr char kWhere[] = "config";
 
+template <typename Numbers, typename Number>
+void give(const Numbers& numbers, Number* to) {
+  std::copy(numbers.begin(), numbers.end(), to);
+}
+
 }  // namespace
 
 const char* awq2trt_images_last_error(void) { return awq2trt::c_calls::last_error; }
@@ -25,36 +30,39 @@ int32_t awq2trt_images_size(const char* config, int64_t* width, int64_t* height)
   });
 }
 
+int32_t awq2trt_images_shape(const char* config, const uint8_t* rgb, int64_t width, int64_t height, int64_t* rank,
+                             int64_t* shape, int64_t* rows, int64_t* columns) {
+  return guarded([&] {
+    const awq2trt::Pixels pixels = ImageProcessor::parse(config, kWhere).prepare({rgb, width, height});
+    *rank = static_cast<int64_t>(pixels.shape.size());
+    give(pixels.shape, shape);
+    *rows = pixels.grid.rows;
+    *columns = pixels.grid.columns;
+  });
+}
+
 int32_t awq2trt_images_prepare(const char* config, const uint8_t* rgb, int64_t width, int64_t height, float* prepared) {
-  return guarded([&] {
-    const auto made = ImageProcessor::parse(config, kWhere).prepare({rgb, width, height});
-    std::copy(made.begin(), made.end(), prepared);
-  });
+  return guarded([&] { give(ImageProcessor::parse(config, kWhere).prepare({rgb, width, height}).values, prepared); });
 }
 
-int32_t awq2trt_images_grid(const char* config, int64_t width, int64_t height, int64_t* rows, int64_t* columns,
-                            int64_t* numbers) {
+int32_t awq2trt_images_windows(int64_t rows, int64_t columns, int64_t merge, int64_t side, int64_t* places,
+                               int64_t* windows, int64_t* slots) {
   return guarded([&] {
-    const awq2trt::Patching patching = ImageProcessor::parse(config, kWhere).patching().value();
-    const awq2trt::Size size = patching.resized({nullptr, width, height});
-    *rows = size.height / patching.patch_size;
-    *columns = size.width / patching.patch_size;
-    *numbers = awq2trt::kChannels * patching.frames * patching.patch_size * patching.patch_size;
-  });
-}
-
-int32_t awq2trt_images_divide(const char* config, const uint8_t* rgb, int64_t width, int64_t height, int64_t side,
-                              float* prepared, int64_t* places, int64_t* windows, int64_t* slots) {
-  return guarded([&] {
-    const ImageProcessor processor = ImageProcessor::parse(config, kWhere);
-    const int64_t merge = processor.patching().value().merge;
-    awq2trt::PreparedImage image = processor.divide({rgb, width, height});
+    awq2trt::PreparedImage image;
+    image.grid = {rows, columns};
     awq2trt::add_places(merge, &image);
     awq2trt::add_windows(merge, side, &image);
-    const auto give = [](const auto& values, auto* to) { std::copy(values.begin(), values.end(), to); };
-    give(image.pixels, prepared);
     give(image.indices.at(0).values, places);
     give(image.indices.at(1).values, windows);
     give(image.indices.at(2).values, slots);
+  });
+}
+
+int32_t awq2trt_images_order(int64_t side, int64_t rows, int64_t columns, int64_t width, int64_t height, int64_t* count,
+                             int64_t* order) {
+  return guarded([&] {
+    const std::vector<int64_t> made = awq2trt::mosaic_order(side, {rows, columns}, {width, height});
+    *count = static_cast<int64_t>(made.size());
+    if (order != nullptr) give(made, order);
   });
 }

@@ -16,19 +16,22 @@ AWQ2TRT_IMAGES_API const char* awq2trt_images_last_error(void);
 
 // Size of a prepared image, by the text of a preprocessor_config.json; 0 x 0 if it depends on the image's own.
 AWQ2TRT_IMAGES_API int32_t awq2trt_images_size(const char* config, int64_t* width, int64_t* height);
-// `prepared`: room for [3, height, width] of that size, which must not be 0.
+// Shape of what is made of an image, of `rank` axes with room for 4, and its grid: of pieces or tiles, or 0 x 0.
+AWQ2TRT_IMAGES_API int32_t awq2trt_images_shape(const char* config, const uint8_t* rgb, int64_t width, int64_t height,
+                                                int64_t* rank, int64_t* shape, int64_t* rows, int64_t* columns);
+// `prepared`: room for all numbers of that shape.
 AWQ2TRT_IMAGES_API int32_t awq2trt_images_prepare(const char* config, const uint8_t* rgb, int64_t width, int64_t height,
                                                   float* prepared);
 
-// Rows and columns of the patches that an image is divided into, and how many numbers a patch has; the config must be
-// of a processor that makes patches.
-AWQ2TRT_IMAGES_API int32_t awq2trt_images_grid(const char* config, int64_t width, int64_t height, int64_t* rows,
-                                               int64_t* columns, int64_t* numbers);
-// `prepared`: room for all patches; for windows of `side` pieces, `places` has room for two numbers a patch, `windows`
-// for one a slot of each window, and `slots` for one a patch.
-AWQ2TRT_IMAGES_API int32_t awq2trt_images_divide(const char* config, const uint8_t* rgb, int64_t width, int64_t height,
-                                                 int64_t side, float* prepared, int64_t* places, int64_t* windows,
-                                                 int64_t* slots);
+// Patches of a grid of pieces, of `merge` patches a side, in windows of `side` pieces: `places` has room for two
+// numbers a patch, `windows` for one a slot of each window, and `slots` for one a patch.
+AWQ2TRT_IMAGES_API int32_t awq2trt_images_windows(int64_t rows, int64_t columns, int64_t merge, int64_t side,
+                                                  int64_t* places, int64_t* windows, int64_t* slots);
+
+// Order of the pieces of a grid of tiles of `side` pieces a side, that lie side by side: how many there are, and if
+// `order` is not null, all of them. `width` and `height`: of the image.
+AWQ2TRT_IMAGES_API int32_t awq2trt_images_order(int64_t side, int64_t rows, int64_t columns, int64_t width,
+                                                int64_t height, int64_t* count, int64_t* order);
 
 #ifdef __cplusplus
 }

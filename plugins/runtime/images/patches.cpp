@@ -5,8 +5,15 @@
 #include <cmath>
 
 namespace awq2trt {
+namespace {
 
-Size Patching::resized(const ImageView& image) const {
+// The defaults of transformers' Qwen2VLImageProcessor, and the names that `size` has for pixels.
+constexpr char kFewest[] = "shortest_edge", kMost[] = "longest_edge";
+constexpr int64_t kFewestPixels = int64_t{56} * 56, kMostPixelsOfImage = int64_t{28} * 28 * 1280;
+
+}  // namespace
+
+Size Patching::resized(const Size& image) const {
   const int64_t unit = side();
   const auto width = static_cast<double>(image.width), height = static_cast<double>(image.height);
   const auto piece = static_cast<double>(unit);
@@ -28,31 +35,62 @@ Size Patching::resized(const ImageView& image) const {
   return size;
 }
 
-PreparedImage cut_patches(const ImageView& image, const Patching& patching, const Levels& levels) {
-  const int64_t size = patching.patch_size, merge = patching.merge, unit = patching.side();
-  PreparedImage prepared;
-  prepared.grid = {image.height / unit, image.width / unit};
-  prepared.pieces = prepared.grid.cells();
-  prepared.shape = {prepared.pieces * merge * merge, kChannels * patching.frames * size * size};
-  prepared.pixels.reserve(static_cast<size_t>(prepared.shape[0] * prepared.shape[1]));
+Pixels Patching::prepare(const ImageView& image) const {
+  const Size made = resized(image.size());
+  const std::vector<uint8_t> rgb = resample(image, made, filter, {0, 0, made.width, made.height});
+  const int64_t size = patch_size, unit = side();
+  const Grid grid{made.height / unit, made.width / unit};
+  Pixels prepared{{}, {grid.cells() * merge * merge, kChannels * frames * size * size}, grid};
+  prepared.values.reserve(static_cast<size_t>(prepared.shape[0] * prepared.shape[1]));
   const auto append = [&](int64_t top, int64_t left) {
     for (int64_t channel = 0; channel < kChannels; ++channel) {
       const auto& values = levels[static_cast<size_t>(channel)];
-      for (int64_t frame = 0; frame < patching.frames; ++frame) {
+      for (int64_t frame = 0; frame < frames; ++frame) {
         for (int64_t y = top; y < top + size; ++y) {
-          const uint8_t* const row = image.rgb + (y * image.width + left) * kChannels + channel;
-          for (int64_t x = 0; x < size; ++x) prepared.pixels.push_back(values[row[x * kChannels]]);
+          const uint8_t* const row = rgb.data() + (y * made.width + left) * kChannels + channel;
+          for (int64_t x = 0; x < size; ++x) prepared.values.push_back(values[row[x * kChannels]]);
         }
       }
     }
   };
-  for (int64_t piece = 0; piece < prepared.pieces; ++piece) {
-    const int64_t top = piece / prepared.grid.columns * unit, left = piece % prepared.grid.columns * unit;
+  for (int64_t piece = 0; piece < grid.cells(); ++piece) {
+    const int64_t top = piece / grid.columns * unit, left = piece % grid.columns * unit;
     for (int64_t patch = 0; patch < merge * merge; ++patch) {
       append(top + patch / merge * size, left + patch % merge * size);
     }
   }
   return prepared;
+}
+
+Patching read_patching(const KeyReader& reader) {
+  if (!reader.flag("do_resize")) reader.refuse("do_resize", "true, since patches have to fill an image");
+  const nlohmann::json* const found = reader.find("size");
+  const nlohmann::json size =
+      found == nullptr ? nlohmann::json{{kFewest, kFewestPixels}, {kMost, kMostPixelsOfImage}} : *found;
+  const auto whole = [&](const char* key) { return size.contains(key) && size.at(key).is_number_integer(); };
+  if (!size.is_object() || !whole(kFewest) || !whole(kMost)) {
+    reader.refuse("size", std::string("numbers under ") + kFewest + " and " + kMost);
+  }
+  constexpr int64_t most_pixels = kLargestSide * kLargestSide;
+  // Within bounds, so that a number of any size can be compared.
+  const auto bounded = [&](const char* key) {
+    return static_cast<int64_t>(std::clamp(size.at(key).get<double>(), 0.0, static_cast<double>(most_pixels + 1)));
+  };
+  const int64_t fewest = reader.count("min_pixels", bounded(kFewest), most_pixels);
+  const int64_t most = reader.count("max_pixels", bounded(kMost), most_pixels);
+  if (fewest < 1 || fewest > most || most > most_pixels) {
+    reader.refuse("max_pixels", "min_pixels (" + std::to_string(fewest) + ") to " + std::to_string(most_pixels) +
+                                    ", and both positive");
+  }
+  const Filter filter = reader.filter();
+  const Levels levels = reader.levels();
+  return {fewest,
+          most,
+          reader.count("patch_size", 14, kLargestSide),
+          reader.count("temporal_patch_size", 2, kLargestSide),
+          reader.count("merge_size", 2, kLargestSide),
+          filter,
+          levels};
 }
 
 void add_places(int64_t merge, PreparedImage* image) {

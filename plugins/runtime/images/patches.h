@@ -1,17 +1,16 @@
-// Images of any size as patches: their new size, the order of patches, and which of them share a window. In: sizes.
-// Out: what a vision graph reads of an image, in the order of awq2trt/images/patches.py, whose tests compare the two,
-// and awq2trt/models/vision/{patch_layout,windowed}.py.
+// Images of any size as patches: their new size, the order of patches, and which of them share a window. In: an image.
+// Out: what a vision graph reads of it, in the order of awq2trt/images/patches.py, whose tests compare the two, and
+// awq2trt/models/vision/{patch_layout,windowed}.py.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
+#include "images/levels.h"
 #include "images/prepared.h"
+#include "images/processor_keys.h"
 #include "images/resample.h"
 
 namespace awq2trt {
-
-using Levels = std::array<std::array<float, 256>, kChannels>;  // prepared values of every channel's 256
 
 constexpr char kPatchPlaces[] = "patch_places";
 constexpr char kWindowPatches[] = "window_patches";
@@ -23,14 +22,17 @@ struct Patching {
   int64_t patch_size;
   int64_t frames;  // of a patch, which are all the same
   int64_t merge;   // patches along the side of a piece
+  Filter filter;
+  Levels levels;
 
   int64_t side() const { return patch_size * merge; }
   // Both sides are whole pieces.
-  Size resized(const ImageView& image) const;
+  Size resized(const Size& image) const;
+  // Patches, piece by piece: [patches, channels, frames, patch_size, patch_size].
+  Pixels prepare(const ImageView& image) const;
 };
 
-// Patches of an image that has whole pieces, piece by piece: [patches, channels, frames, patch_size, patch_size].
-PreparedImage cut_patches(const ImageView& image, const Patching& patching, const Levels& levels);
+Patching read_patching(const KeyReader& reader);
 
 // Adds an input of the graph: row and column of each patch.
 void add_places(int64_t merge, PreparedImage* image);

@@ -13,18 +13,20 @@ namespace awq2trt {
 
 constexpr int64_t kChannels = 3;  // red, green, blue
 
+struct Size {
+  int64_t width, height;
+};
+
 // 8-bit RGB, rows from the top, [height, width, 3].
 struct ImageView {
   const uint8_t* rgb;
   int64_t width, height;
+
+  Size size() const { return {width, height}; }
 };
 
 // The numbers are those of Pillow.
 enum class Filter { kNearest = 0, kLanczos = 1, kBilinear = 2, kBicubic = 3, kBox = 4, kHamming = 5 };
-
-struct Size {
-  int64_t width, height;
-};
 
 struct Window {
   int64_t left, top, width, height;

@@ -2,11 +2,48 @@
 #include "ort/embedder.h"
 
 #include <algorithm>
+#include <cstring>
+#include <optional>
 
 #include "backend/buffer.h"
 
 namespace awq2trt {
 namespace ort {
+namespace {
+
+// Memory that the host fills or reads, and that a graph reads or fills: the same, or with a device another one, between
+// which there are copies.
+class Staged {
+ public:
+  Staged(DeviceMemory* device, size_t bytes) : device_(device), bytes_(bytes) {
+    if (device == nullptr) {
+      plain_ = std::make_unique<char[]>(bytes);
+      return;
+    }
+    staged_.emplace(device, Buffer::Kind::kHost, bytes);
+    placed_.emplace(device, Buffer::Kind::kDevice, bytes);
+  }
+
+  void* host() const { return device_ == nullptr ? plain_.get() : staged_->get(); }
+  void* bound() const { return device_ == nullptr ? plain_.get() : placed_->get(); }
+  void write() const {
+    if (device_ != nullptr) device_->write(bound(), host(), bytes_);
+  }
+  // Waits until it is read.
+  void read() const {
+    if (device_ == nullptr) return;
+    device_->read(host(), bound(), bytes_);
+    device_->synchronize();
+  }
+
+ private:
+  DeviceMemory* device_;
+  size_t bytes_;
+  std::unique_ptr<char[]> plain_;  // without a device
+  std::optional<Buffer> staged_, placed_;
+};
+
+}  // namespace
 
 EmbeddingGraph::EmbeddingGraph(std::shared_ptr<const Session> session, const Contract& decoder)
     : session_(std::move(session)),
@@ -48,47 +85,48 @@ void VisionGraph::check(const PreparedImage& image) const {
               "");
 }
 
-std::vector<float> VisionGraph::see(const PreparedImage& image) const {
+std::vector<float> VisionGraph::see(const PreparedImage& image, DeviceMemory* device) const {
   check(image);
-  std::vector<char> input(pixels_bytes(image)), output(rows_bytes(image));
-  narrow(image.pixels.data(), contract_.pixels, image.pixels.size(), input.data());
-  run(image, input.data(), output.data(), kHostPlace);
-  return widened(image, output.data());
-}
-
-std::vector<float> VisionGraph::see(const PreparedImage& image, DeviceMemory* memory) const {
-  check(image);
-  const size_t input_bytes = pixels_bytes(image), output_bytes = rows_bytes(image);
-  const Buffer staged_input(memory, Buffer::Kind::kHost, input_bytes);
-  const Buffer staged_output(memory, Buffer::Kind::kHost, output_bytes);
-  const Buffer input(memory, Buffer::Kind::kDevice, input_bytes);
-  const Buffer output(memory, Buffer::Kind::kDevice, output_bytes);
-  narrow(image.pixels.data(), contract_.pixels, image.pixels.size(), staged_input.get());
-  memory->write(input.get(), staged_input.get(), input_bytes);
-  run(image, input.get(), output.get(), {memory->runtime_name(), memory->index()});
-  memory->read(staged_output.get(), output.get(), output_bytes);
-  memory->synchronize();
-  return widened(image, staged_output.get());
-}
-
-void VisionGraph::run(const PreparedImage& image, void* pixels, void* embeddings, const Place& place) const {
-  Binding binding(session_, place);
-  binding.bind_input(kPixelValues, pixels, element_type(contract_.pixels), image.shape);
-  std::vector<Indices> indices = image.indices;  // ONNX Runtime takes memory that it may change
-  for (Indices& each : indices) {
-    binding.bind_input(each.name, each.values.data(), abi::ElementType::kInt64, each.shape);
+  const auto calls = static_cast<size_t>(contract_.calls(image));
+  const int64_t rows = contract_.rows_of_call(image);
+  const size_t numbers = image.pixels.size() / calls, made = static_cast<size_t>(rows * contract_.width);
+  std::vector<int64_t> input = image.shape, output = {rows, contract_.width};
+  if (contract_.numbers == 0) {
+    input[0] = 1;
+    output.insert(output.begin(), 1);
   }
-  const bool any_size = contract_.numbers != 0;
-  binding.bind_output(kImageEmbeddings, embeddings, element_type(contract_.embeddings),
-                      any_size ? std::vector<int64_t>{image.pieces, contract_.width}
-                               : std::vector<int64_t>{1, image.pieces, contract_.width});
-  binding.run(options_.get());
+  Binding binding(session_, device == nullptr ? kHostPlace : Place{device->runtime_name(), device->index()});
+  const Staged pixels(device, numbers * bytes_of(contract_.pixels));
+  const Staged embeddings(device, made * bytes_of(contract_.embeddings));
+  binding.bind_input(kPixelValues, pixels.bound(), element_type(contract_.pixels), input);
+  binding.bind_output(kImageEmbeddings, embeddings.bound(), element_type(contract_.embeddings), output);
+  std::vector<Staged> indices;
+  for (const Indices& each : image.indices) {
+    indices.emplace_back(device, each.values.size() * sizeof(int64_t));
+    std::memcpy(indices.back().host(), each.values.data(), each.values.size() * sizeof(int64_t));
+    indices.back().write();
+    binding.bind_input(each.name, indices.back().bound(), abi::ElementType::kInt64, each.shape);
+  }
+  std::vector<float> seen(calls * made);
+  for (size_t call = 0; call < calls; ++call) {
+    narrow(image.pixels.data() + call * numbers, contract_.pixels, numbers, pixels.host());
+    pixels.write();
+    binding.run(options_.get());
+    embeddings.read();
+    widen(embeddings.host(), contract_.embeddings, made, seen.data() + call * made);
+  }
+  return image.order.empty() ? seen : in_order(image, seen);
 }
 
-std::vector<float> VisionGraph::widened(const PreparedImage& image, const void* embeddings) const {
-  std::vector<float> rows(rows_count(image));
-  widen(embeddings, contract_.embeddings, rows.size(), rows.data());
-  return rows;
+// The rows that are the pieces.
+std::vector<float> VisionGraph::in_order(const PreparedImage& image, const std::vector<float>& rows) const {
+  std::vector<float> pieces;
+  pieces.reserve(image.order.size() * static_cast<size_t>(contract_.width));
+  for (const int64_t row : image.order) {
+    const auto from = rows.begin() + row * contract_.width;
+    pieces.insert(pieces.end(), from, from + contract_.width);
+  }
+  return pieces;
 }
 
 }  // namespace ort

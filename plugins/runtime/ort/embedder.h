@@ -37,18 +37,13 @@ class VisionGraph {
  public:
   VisionGraph(std::shared_ptr<const Session> session, const VisionContract& contract);
 
-  // [pieces, width]. Any thread may call it.
-  std::vector<float> see(const PreparedImage& image) const;
-  // The same on a device, of an image of one size, on the thread that uses its memory.
-  std::vector<float> see(const PreparedImage& image, DeviceMemory* memory) const;
+  // [pieces, width]. `device`: where the graph runs; null for the CPU. Any thread may call it; with a device, the one
+  // that uses its memory.
+  std::vector<float> see(const PreparedImage& image, DeviceMemory* device) const;
 
  private:
   void check(const PreparedImage& image) const;
-  void run(const PreparedImage& image, void* pixels, void* embeddings, const Place& place) const;
-  std::vector<float> widened(const PreparedImage& image, const void* embeddings) const;
-  size_t pixels_bytes(const PreparedImage& image) const { return image.pixels.size() * bytes_of(contract_.pixels); }
-  size_t rows_count(const PreparedImage& image) const { return static_cast<size_t>(image.pieces * contract_.width); }
-  size_t rows_bytes(const PreparedImage& image) const { return rows_count(image) * bytes_of(contract_.embeddings); }
+  std::vector<float> in_order(const PreparedImage& image, const std::vector<float>& rows) const;
 
   std::shared_ptr<const Session> session_;
   VisionContract contract_;
@@ -63,7 +58,7 @@ class CpuEmbedder : public Embedder {
 
   int64_t width() const override { return embedding_.width(); }
   void embed(const int32_t* ids, size_t count, float* rows) const override { embedding_.embed(ids, count, rows); }
-  std::vector<float> see(const PreparedImage& image) const override { return vision_.see(image); }
+  std::vector<float> see(const PreparedImage& image) const override { return vision_.see(image, nullptr); }
 
  private:
   EmbeddingGraph embedding_;

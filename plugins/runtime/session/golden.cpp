@@ -113,7 +113,8 @@ GoldenImage read_image(const json& entry, const fs::path& folder, const VisionCo
   for (const IndexContract& index : seeing.indices) prepared.indices.push_back(read_indices(entry, index, folder));
   const auto count = static_cast<int64_t>(prepared.pixels.size());
   prepared.shape = seeing.numbers != 0 ? std::vector<int64_t>{count / seeing.numbers, seeing.numbers}
-                                       : std::vector<int64_t>{1, kChannels, seeing.side, seeing.side};
+                                       : std::vector<int64_t>{count / (kChannels * seeing.side * seeing.side),
+                                                              kChannels, seeing.side, seeing.side};
   return image;
 }
 

@@ -166,7 +166,7 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
                 directory, "use a later version of this library.");
   }
   check_cpu(record, directory);
-  if (!on_cpu && manifest.vision && manifest.vision->patches) {
+  if (!on_cpu && manifest.vision && (manifest.vision->patches || manifest.vision->tiles)) {
     throw Error(ErrorCode::kUnsupported, "this library shows images of any size to models on a CPU only", directory,
                 "build the model with --target cpu, or use `awq2trt run --runtime ort`.");
   }
@@ -270,6 +270,8 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
   const ImageProcessor processor = ImageProcessor::from_directory(directory);
   if (const auto& patches = manifest.vision->patches) {
     processor.require_patches(patches->patch_size, patches->frames, patches->merge);
+  } else if (const auto& tiles = manifest.vision->tiles) {
+    processor.require_tiles(tiles->image_size, tiles->side_by_side);
   } else {
     processor.require_side(seen.side);
   }

@@ -26,7 +26,7 @@ size_t Prompt::image_tokens() const {
 
 const float* Prompt::row_of(size_t token, size_t width) const {
   const PlacedImage* const image = image_at(images, token);
-  return image == nullptr ? nullptr : image->pieces->rows.data() + (token - image->first) * width;
+  return image == nullptr ? nullptr : image->pieces->rows.data() + (image->begin + token - image->first) * width;
 }
 
 size_t Prompt::same_tokens(size_t base, const Prompt& other) const {
@@ -49,7 +49,7 @@ void Prompt::append(const Prompt& other, size_t from) {
   tokens.insert(tokens.end(), other.tokens.begin() + static_cast<std::ptrdiff_t>(from), other.tokens.end());
   for (const PlacedImage& image : other.images) {
     if (image.first >= from) {
-      images.push_back({begin + image.first - from, image.count, image.pieces});
+      images.push_back({begin + image.first - from, image.count, image.pieces, image.begin});
     } else if (image.first + image.count > from) {
       // Its first pieces are here already.
       images.back().count = image.count;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "images/prepared.h"
@@ -16,13 +17,19 @@ struct SeenImage {
   std::vector<float> rows;  // [count, width], that take the place of its tokens' own
   size_t count = 0;
   Grid grid = {};
+  std::vector<std::string> texts;  // before the pieces of each tile and behind those of the last; or nothing
+
+  // Pieces whose tokens stand side by side.
+  size_t run() const { return texts.empty() ? count : count / (texts.size() - 1); }
 };
 
 using Pieces = std::shared_ptr<const SeenImage>;
 
+// An image, or a part of it whose tokens stand side by side.
 struct PlacedImage {
-  size_t first, count;  // its tokens; fewer than it has pieces if later ones were forgotten
+  size_t first, count;  // its tokens; fewer than there are pieces if later ones were forgotten
   Pieces pieces;
+  size_t begin = 0;  // the first one's piece
 };
 
 struct Prompt {

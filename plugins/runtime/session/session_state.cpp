@@ -193,8 +193,8 @@ void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t heigh
   size_t image_tokens = count;
   for (const Pieces& other : waiting_) image_tokens += other->count;
   require_room(image_tokens, image_tokens);
-  waiting_.push_back(
-      std::make_shared<const SeenImage>(SeenImage{model_->backend->embedder()->see(prepared), count, prepared.grid}));
+  waiting_.push_back(std::make_shared<const SeenImage>(
+      SeenImage{model_->backend->embedder()->see(prepared), count, prepared.grid, prepared.texts}));
 }
 
 void SessionState::add_plain(const Prompt& prompt) {

@@ -80,6 +80,36 @@ std::vector<TextPart> cut(const std::vector<TextPart>& parts, std::string_view j
   return within;
 }
 
+using Between = std::vector<std::vector<TextPart>>;  // what is between markers
+
+Between between_markers(const std::vector<TextPart>& text, std::string_view joined) {
+  Between between;
+  size_t begin = 0;
+  for (size_t at = joined.find(kMarker); at != std::string_view::npos; at = joined.find(kMarker, begin)) {
+    between.push_back(cut(text, joined, begin, at));
+    begin = at + kMarkerBytes;
+  }
+  between.push_back(cut(text, joined, begin, joined.size()));
+  return between;
+}
+
+// The same with what is written for images, where a marker then stands for a piece; a model has such texts for all
+// images or for none.
+Between spelled(Between between, const std::vector<Pieces>& images) {
+  if (images.empty() || images.front()->texts.empty()) return between;
+  if (between.size() - 1 != images.size()) refuse_count(between.size() - 1, images.size());
+  Between all = {between.front()};
+  for (size_t i = 0; i < images.size(); ++i) {
+    for (const std::string& text : images[i]->texts) {
+      // Pieces of a tile are behind each text except for the last.
+      all.back().push_back({text, true});
+      if (&text != &images[i]->texts.back()) all.resize(all.size() + images[i]->run());
+    }
+    all.back().insert(all.back().end(), between[i + 1].begin(), between[i + 1].end());
+  }
+  return all;
+}
+
 }  // namespace
 
 size_t count_markers(std::string_view text) {
@@ -96,11 +126,7 @@ std::string without_markers(std::string text) {
 
 Sight::Sight(const VisionRecord& record, const VisionContract& contract, const ImageProcessor& processor,
              const Tokenizer& tokenizer, const ChatTemplate* chat_template)
-    : image_token_(record.image_token),
-      pieces_(record.tokens_per_image),
-      patches_(record.patches),
-      before_(record.before),
-      after_(record.after),
+    : record_(record),
       contract_(contract),
       processor_(processor),
       takes_parts_(takes_parts(chat_template, tokenizer.vocabulary().contains(record.image_token)
@@ -108,13 +134,20 @@ Sight::Sight(const VisionRecord& record, const VisionContract& contract, const I
                                                   : "")) {}
 
 PreparedImage Sight::prepare(const ImageView& image) const {
-  if (!patches_) {
-    const Size made = *processor_.prepared_size();
-    return {processor_.prepare(image), {1, kChannels, made.height, made.width}, pieces_, {}, {}};
+  Pixels pixels = processor_.prepare(image);
+  PreparedImage prepared{std::move(pixels.values), std::move(pixels.shape)};
+  if (const auto& patches = record_.patches) {
+    prepared.grid = pixels.grid;
+    prepared.pieces = pixels.grid.cells();
+    add_places(patches->merge, &prepared);
+    if (patches->window_size != 0) add_windows(patches->merge, patches->window_side(), &prepared);
+  } else if (record_.tiles && record_.tiles->side_by_side) {
+    prepared.order = mosaic_order(record_.tiles->side(), pixels.grid, image.size());
+    prepared.pieces = static_cast<int64_t>(prepared.order.size());
+  } else {
+    if (record_.tiles) prepared.texts = texts_around(pixels.grid);
+    prepared.pieces = prepared.shape[0] * contract_.pieces;
   }
-  PreparedImage prepared = processor_.divide(image);
-  add_places(patches_->merge, &prepared);
-  if (patches_->window_size != 0) add_windows(patches_->merge, patches_->window_side(), &prepared);
   return prepared;
 }
 
@@ -139,62 +172,70 @@ ordered_json Sight::in_template(const Message& message) const {
 
 Prompt Sight::place(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
                     const std::vector<Pieces>& images) const {
-  const std::vector<int32_t> tokens = encode(text, add_special_tokens, tokenizer);
-  const auto found = static_cast<size_t>(std::count(tokens.begin(), tokens.end(), image_token_));
-  if (found != images.size()) refuse_count(found, images.size());
+  const std::vector<int32_t> tokens = encode(text, add_special_tokens, tokenizer, images);
+  size_t places = 0;  // of image tokens: of each image, or of each of its pieces
+  for (const Pieces& image : images) places += image->texts.empty() ? 1 : image->count;
+  const auto found = static_cast<size_t>(std::count(tokens.begin(), tokens.end(), record_.image_token));
+  if (found != places) refuse_count(found, images.size());
   Prompt prompt;
-  for (const int32_t token : tokens) {
-    if (token != image_token_) {
-      prompt.tokens.push_back(token);
+  auto image = images.begin();
+  size_t begin = 0;  // the next piece of the image
+  for (auto at = tokens.begin(); at != tokens.end();) {
+    if (*at != record_.image_token) {
+      prompt.tokens.push_back(*at++);
       continue;
     }
-    const Pieces& image = images[prompt.images.size()];
-    const size_t count = image->count;
-    prompt.images.push_back({prompt.tokens.size(), count, image});
-    prompt.tokens.insert(prompt.tokens.end(), count, token);
+    const size_t count = (*image)->run();
+    prompt.images.push_back({prompt.tokens.size(), count, *image, begin});
+    prompt.tokens.insert(prompt.tokens.end(), count, record_.image_token);
+    at += (*image)->texts.empty() ? 1 : static_cast<std::ptrdiff_t>(count);
+    begin += count;
+    if (begin == (*image)->count) {
+      ++image;
+      begin = 0;
+    }
   }
   return prompt;
 }
 
 Prompt Sight::place(const std::vector<int32_t>& tokens, const std::vector<Pieces>& images) const {
   Prompt prompt{tokens, {}};
-  const auto is_image = [this](int32_t token) { return token == image_token_; };
-  size_t found = 0;
+  const auto is_image = [this](int32_t token) { return token == record_.image_token; };
+  size_t found = 0, begin = 0;  // images, and pieces of the next one
   auto at = std::find_if(tokens.begin(), tokens.end(), is_image);
   while (at != tokens.end()) {
     // An image that is not there is told by the number of images.
     const auto row = std::find_if_not(at, tokens.end(), is_image) - at;
-    const auto pieces = found < images.size() ? static_cast<std::ptrdiff_t>(images[found]->count)
-                        : patches_            ? row
-                                              : static_cast<std::ptrdiff_t>(pieces_);
+    const bool known = found < images.size();
+    const auto pieces = known                             ? static_cast<std::ptrdiff_t>(images[found]->run())
+                        : tokens_per_image() == kAnyCount ? row
+                                                          : static_cast<std::ptrdiff_t>(tokens_per_image());
     if (row < pieces) {
       throw Error(ErrorCode::kBadArgument,
-                  "expected " + std::to_string(pieces) + " image tokens in a row for each image, got fewer",
-                  "Session::append_tokens", "repeat the token " + std::to_string(image_token_) + " so often.");
+                  "expected " + std::to_string(pieces) + " image tokens in a row for each image" +
+                      (known && !images[found]->texts.empty() ? " or tile" : "") + ", got fewer",
+                  "Session::append_tokens", "repeat the token " + std::to_string(record_.image_token) + " so often.");
     }
-    if (found < images.size()) {
-      prompt.images.push_back({static_cast<size_t>(at - tokens.begin()), images[found]->count, images[found]});
+    if (known) {
+      prompt.images.push_back({static_cast<size_t>(at - tokens.begin()), images[found]->run(), images[found], begin});
+      begin += images[found]->run();
     }
-    ++found;
+    if (!known || begin == images[found]->count) {
+      ++found;
+      begin = 0;
+    }
     at = std::find_if(at + pieces, tokens.end(), is_image);
   }
   if (found != images.size()) refuse_count(found, images.size());
   return prompt;
 }
 
-// Tokens with one image token for each marker.
+// Tokens with one image token for each marker, and for each piece of an image around whose tiles something is written.
 std::vector<int32_t> Sight::encode(const std::vector<TextPart>& text, bool add_special_tokens,
-                                   const Tokenizer& tokenizer) const {
+                                   const Tokenizer& tokenizer, const std::vector<Pieces>& images) const {
   std::string joined;
   for (const TextPart& part : text) joined += part.text;
-  const std::string_view all(joined);
-  std::vector<std::vector<TextPart>> between;  // the markers
-  size_t begin = 0;
-  for (size_t at = all.find(kMarker); at != std::string_view::npos; at = all.find(kMarker, begin)) {
-    between.push_back(cut(text, all, begin, at));
-    begin = at + kMarkerBytes;
-  }
-  between.push_back(cut(text, all, begin, all.size()));
+  const Between between = spelled(between_markers(text, joined), images);
   // Markers may be tokens of the tokenizer, which then decides what happens to blanks around them.
   std::vector<TextPart> whole = between.front();
   for (size_t i = 1; i < between.size(); ++i) {
@@ -202,15 +243,17 @@ std::vector<int32_t> Sight::encode(const std::vector<TextPart>& text, bool add_s
     whole.insert(whole.end(), between[i].begin(), between[i].end());
   }
   std::vector<int32_t> tokens = tokenizer.encode(whole, add_special_tokens);
-  const auto found = std::count(tokens.begin(), tokens.end(), image_token_);
-  if (before_.empty() && after_.empty() && found == static_cast<std::ptrdiff_t>(between.size()) - 1) {
+  const auto found = std::count(tokens.begin(), tokens.end(), record_.image_token);
+  const std::vector<int32_t>&before = record_.before, &after = record_.after;
+  if (before.empty() && after.empty() && found == static_cast<std::ptrdiff_t>(between.size()) - 1) {
     return tokens;
   }
   tokens = tokenizer.encode(between.front(), add_special_tokens);
   for (size_t i = 1; i < between.size(); ++i) {
-    tokens.insert(tokens.end(), before_.begin(), before_.end());
-    tokens.push_back(image_token_);
-    tokens.insert(tokens.end(), after_.begin(), after_.end());
+    tokens.insert(tokens.end(), before.begin(), before.end());
+    tokens.push_back(record_.image_token);
+    tokens.insert(tokens.end(), after.begin(), after.end());
+    if (between[i].empty()) continue;
     const std::vector<int32_t> more = tokenizer.encode(between[i], false);
     tokens.insert(tokens.end(), more.begin(), more.end());
   }

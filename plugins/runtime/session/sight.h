@@ -32,7 +32,7 @@ class Sight {
         const Tokenizer& tokenizer, const ChatTemplate* chat_template);
 
   // Pieces of every image; kAnyCount if they depend on its size.
-  int64_t tokens_per_image() const { return patches_ ? kAnyCount : pieces_; }
+  int64_t tokens_per_image() const { return record_.tokens_per_image == 0 ? kAnyCount : record_.tokens_per_image; }
   const VisionContract& contract() const { return contract_; }
   PreparedImage prepare(const ImageView& image) const;
 
@@ -46,17 +46,14 @@ class Sight {
   // differ.
   Prompt place(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
                const std::vector<Pieces>& images) const;
-  // The same of tokens, which have as many image tokens as the images have pieces.
+  // The same of tokens, which have as many image tokens as the images have pieces: side by side, or in each tile.
   Prompt place(const std::vector<int32_t>& tokens, const std::vector<Pieces>& images) const;
 
  private:
-  std::vector<int32_t> encode(const std::vector<TextPart>& text, bool add_special_tokens,
-                              const Tokenizer& tokenizer) const;
+  std::vector<int32_t> encode(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
+                              const std::vector<Pieces>& images) const;
 
-  int32_t image_token_;
-  int64_t pieces_;
-  std::optional<PatchRecord> patches_;
-  std::vector<int32_t> before_, after_;  // tokens around those of an image
+  VisionRecord record_;
   VisionContract contract_;
   ImageProcessor processor_;
   bool takes_parts_;  // whether the chat template takes a message as a list of images and texts

@@ -223,10 +223,11 @@ class AWQ2TRT_API Session {
   void append_tokens(const std::vector<int32_t>& tokens);
   // Looks at an image of 8-bit RGB, rows from the top, [height, width, 3]; the pixels may then be freed. The image
   // waits for the next append(), whose messages have "<image>" where it stands, or no marker at all: then it comes
-  // before the user's last text. append_text() needs a marker for each image that waits, and append_tokens() as
-  // many image tokens in a row as the image takes. Of a model that sees, no text may have a marker without an image.
-  // Throws Error: kUnsupported if the model reads text alone, kTooLong if the session cannot hold all images that wait,
-  // kBadArgument if an image has no pixels, more than 2^27, or a side more than 200 times as long as the other.
+  // before the user's last text. append_text() needs a marker for each image that waits, and append_tokens() as many
+  // image tokens in a row as the image takes, or each of its tiles. Of a model that sees, no text may have a marker
+  // without an image. Throws Error: kUnsupported if the model reads text alone, kTooLong if the session cannot hold all
+  // images that wait, kBadArgument if an image has no pixels, more than 2^27, or a side more than 200 times as long as
+  // the other.
   void append_image(const uint8_t* rgb, int32_t width, int32_t height);
 
   // Generates an answer, whose tokens are appended without the stop token. Another call continues the same answer.

@@ -154,10 +154,10 @@ def test_descriptions_are_taken_and_refused_as_by_python(change: dict[str, Any])
         np.testing.assert_array_equal(prepare(config, image), wanted)
 
 
-def test_a_processor_that_cuts_tiles_is_refused_by_name() -> None:
-    expected = 'expected CLIPImageProcessor or Qwen2VLImageProcessor, got "Idefics3ImageProcessorFast"'
+def test_a_processor_of_another_kind_is_refused_by_name() -> None:
+    expected = 'LlavaNextImageProcessor or Idefics3ImageProcessor, got "Gemma3ImageProcessorFast"'
     with pytest.raises(NativeError, match=expected) as caught:
-        prepared_size({"image_processor_type": "Idefics3ImageProcessorFast"})
+        prepared_size({"image_processor_type": "Gemma3ImageProcessorFast"})
     assert caught.value.code == UNSUPPORTED
 
 

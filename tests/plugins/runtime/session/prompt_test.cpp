@@ -13,7 +13,7 @@ constexpr size_t kPieces = 3, kHidden = 2;
 Pieces pieces(float first) {
   std::vector<float> rows(kPieces * kHidden);
   for (size_t i = 0; i < rows.size(); ++i) rows[i] = first + static_cast<float>(i);
-  return std::make_shared<const SeenImage>(SeenImage{rows, kPieces});
+  return std::make_shared<const SeenImage>(SeenImage{rows, kPieces, {}, {}});
 }
 
 // 1, an image, 2, an image, 3.

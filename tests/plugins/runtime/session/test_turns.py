@@ -13,7 +13,10 @@ from native_sessions import answered, asked, require_runtime_library, save_all, 
 from pictures import picture
 from seen_answers import build_for_cpu
 from tiny_llava import MARKER_TOKEN, build_llava
+from tiny_llava_next import publish_llava_next
 from tiny_qwen_vl import PUBLISHED_IDS, QWEN2_5_VL, QWEN3_VL, Kind, publish_qwen_vl
+from tiny_smolvlm import IMAGE_TOKEN as SMOLVLM_TOKEN
+from tiny_smolvlm import publish_smolvlm
 
 from awq2trt.runtime import Model, user_message
 from awq2trt.runtime.native import GenerateOptions, NativeModel
@@ -27,16 +30,32 @@ def _build_llava(folder: Path) -> Path:
     return build_llava(folder, "cpu") / "cpu"
 
 
+def _build(folder: Path, capacity: int = 320) -> Path:
+    build_for_cpu(folder, capacity)
+    return folder / "built" / "cpu"
+
+
 def _build_qwen_vl(folder: Path, kind: Kind = QWEN2_5_VL) -> Path:
     publish_qwen_vl(folder / "model", kind)
-    build_for_cpu(folder, capacity=320)
-    return folder / "built" / "cpu"
+    return _build(folder)
+
+
+def _build_llava_next(folder: Path) -> Path:
+    publish_llava_next(folder / "model", {"max_position_embeddings": 400})
+    return _build(folder, 400)
+
+
+def _build_smolvlm(folder: Path) -> Path:
+    publish_smolvlm(folder / "model", "smolvlm")
+    return _build(folder, 520)
 
 
 KINDS: dict[str, tuple[int, Callable[[Path], Path]]] = {
     "one size": (MARKER_TOKEN, _build_llava),
     "any size": (PUBLISHED_IDS[2], _build_qwen_vl),
     "deepstack": (PUBLISHED_IDS[2], lambda folder: _build_qwen_vl(folder, QWEN3_VL)),
+    "tiles": (SMOLVLM_TOKEN, _build_smolvlm),
+    "side by side": (MARKER_TOKEN, _build_llava_next),
 }
 """An image token, and what builds a model."""
 
