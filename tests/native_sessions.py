@@ -15,7 +15,7 @@ from tiny_lowered import edit_manifest
 from awq2trt.errors import ToolError
 from awq2trt.machine.runtime_library import find_runtime_library
 from awq2trt.runtime import Model, Sampler, Sampling, generate
-from awq2trt.runtime.native import NativeModel, NativeSession
+from awq2trt.runtime.native import GenerateOptions, NativeModel, NativeSession
 
 Pictures = Sequence[NDArray[np.uint8]]
 
@@ -51,6 +51,32 @@ def answered(
     shown = model.sight.prepare(files)
     tokens = model._tokens(model.sight, messages, shown)
     return tokens, list(generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=count, images=shown))
+
+
+def assert_same(
+    native: NativeModel, python: Model, messages: Sequence[Any], pictures: Sequence[NDArray[np.uint8]], folder: Path
+) -> list[int]:
+    """Asserts that both runtimes make the same prompt of messages and pictures, and answer the same.
+
+    Args:
+        native: In the C++ library.
+        python: In Python's runtime.
+        messages: The messages.
+        pictures: The pictures, in their order.
+        folder: Where their files may be written.
+
+    Returns:
+        The prompt.
+    """
+    save_all(pictures, folder)
+    files = [folder / f"{index}.png" for index in range(len(pictures))]
+    options = GenerateOptions(max_tokens=24, ignore_model_stops=True)
+    tokens, answer = answered(python, messages, files, options.max_tokens)
+    session = asked(native, messages, pictures)
+    assert session.tokens == tokens
+    assert session.generate(options).tokens == answer
+    assert len(set(answer)) > 3, "an answer of one token again and again would be no proof"
+    return tokens
 
 
 def shorten_calls(directory: Path, longest: int) -> None:

@@ -26,8 +26,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def spoilt(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def spoilt(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built / "cpu", tmp_path / "cpu"))
 
 

@@ -23,8 +23,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def changed(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def changed(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / "cpu"))
 
 
