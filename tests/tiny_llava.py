@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from tiny_exports import export_saved
+from tiny_exports import export_saved, lower_saved
 from tiny_models import LLAMA_CONFIG, publish, save_tokenizer, spread_weights_
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -18,11 +18,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.io_contract import PIXEL_VALUES
 from awq2trt.models.vision.prepared import PreparedImage
-from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
-from awq2trt.stages.kit import model_spec
-from awq2trt.stages.lowered import LowerRequest, lower_stage
-from awq2trt.target import find_target
 
 IMAGE_TOKEN = 270
 """A token that no text produces: the tokenizer has 258 tokens of its own."""
@@ -95,11 +91,7 @@ def publish_llava(directory: Path) -> Path:
 def build_llava(folder: Path, *targets: str, capacity: int = 160) -> Path:
     """A published model in `folder/model`, and what is built of it for targets, each below `folder` under its name."""
     publish_llava(folder / "model")
-    onnx = export_saved(folder, ExportOptions(max_seq_len=capacity))
-    spec = model_spec(str(folder / "checkpoint"))
-    for target in targets:
-        request = LowerRequest(find_target(target), folder / target, fusion=False)
-        lower_stage(onnx, spec, request, SilentProgress())
+    lower_saved(folder, capacity, *targets)
     return folder
 
 

@@ -62,6 +62,9 @@ struct Contract {
     return count * static_cast<size_t>(part.channels) * bytes_of(rows);
   }
 
+  // Size of one table of cosines or sines.
+  size_t table_bytes() const { return static_cast<size_t>(capacity * rotary_pairs) * bytes_of(rotary); }
+
   // Size of one conversation's cache of `positions`.
   size_t cache_bytes(const CachePair& pair, int64_t positions) const;
   std::vector<int64_t> cache_shape(const CachePair& pair, int64_t positions) const;

@@ -44,21 +44,28 @@ class Slot {
         prefill_(device->session, place()),
         decode_options_(device->session->run_options(settings(device->next_graph++))),
         prefill_options_(device->session->run_options(settings(kNodeByNode))),
-        many_(device_buffer(input_bytes(longest()))),
-        one_(device_buffer(input_bytes(1))),
+        parts_(parts_of(contract())),
         slot_(device_buffer(sizeof(int64_t))),
         token_(device_buffer(sizeof(int64_t))),
         logits_(device_buffer(row_bytes() * (contract().all_rows ? longest() : 1))),
-        host_(device->memory.get(), Buffer::Kind::kHost, sizeof(int64_t) * kFields + input_bytes(longest())),
+        host_(device->memory.get(), Buffer::Kind::kHost, sizeof(int64_t) * kFields + staged_bytes()),
         host_logits_(device->memory.get(), Buffer::Kind::kHost, row_bytes()) {
     for (const CachePair& pair : contract().caches) {
       caches_.push_back(device_buffer(contract().cache_bytes(pair, contract().capacity)));
     }
+    for (const Part& part : parts_) {
+      many_.push_back(device_buffer(part.bytes * longest()));
+      if (!reads_tokens()) one_.push_back(device_buffer(part.bytes));
+    }
+    for (int i = 0; i < 2 && contract().rotary_pairs != 0; ++i) {
+      tables_.push_back(device_buffer(contract().table_bytes()));
+      host_tables_.emplace_back(device->memory.get(), Buffer::Kind::kHost, contract().table_bytes());
+    }
     bind(&decode_);
     bind(&prefill_);
-    bind_tokens(&decode_, reads_tokens() ? token_ : one_, 1);
+    bind_tokens(&decode_, one_, 1);
     const std::vector<int32_t> zeros(longest(), 0);
-    const std::vector<float> rows(longest() * static_cast<size_t>(contract().hidden_size), 0.0f);
+    const std::vector<float> rows(longest() * static_cast<size_t>(contract().width()), 0.0f);
     if (!device->grown && zeros.size() > 1) append({zeros.data(), zeros.size(), rows.data()}, 0);
     device->grown = true;
     append({zeros.data(), 1, rows.data()}, 0);  // is captured
@@ -71,14 +78,14 @@ class Slot {
     int64_t* const staged = static_cast<int64_t*>(host_.get());
     staged[kPosition] = position;
     memory.write(slot_.get(), &staged[kPosition], sizeof(int64_t));
+    write_tables(tokens.rotary);
     rows_ = contract().all_rows ? count : 1;
     if (count == 1 && reads_tokens()) {
       staged[kToken] = tokens.ids[0];
       // The token that the last call chose is already in the buffer.
       if (chosen_ != tokens.ids[0]) memory.write(token_.get(), &staged[kToken], sizeof(int64_t));
     } else {
-      stage(tokens, staged + kFields);
-      memory.write((count == 1 ? one_ : many_).get(), staged + kFields, input_bytes(count));
+      write_new(tokens, reinterpret_cast<char*>(staged + kFields));
     }
     if (count == 1) {
       decode_.run(decode_options_.get());
@@ -120,14 +127,26 @@ class Slot {
   static constexpr int64_t kNone = -1;
   static constexpr size_t kPosition = 0, kToken = 1, kFields = 2;  // of `host_`, before ids or embeddings
 
+  // An input of the decoder, with what it reads of new tokens.
+  struct Part {
+    RowPart row;
+    size_t bytes;  // of one token
+  };
+  static std::vector<Part> parts_of(const Contract& contract) {
+    if (contract.hidden_size == 0) return {{{kInputIds, 0, 1}, sizeof(int64_t)}};
+    std::vector<Part> parts;
+    for (const RowPart& row : contract.row_parts()) parts.push_back({row, contract.part_bytes(1, row)});
+    return parts;
+  }
+
   const Contract& contract() const { return device_.plan.contract; }
   size_t longest() const { return static_cast<size_t>(device_.plan.longest_call); }
   bool reads_tokens() const { return contract().hidden_size == 0; }
-  // Of what the decoder reads of `count` tokens.
-  size_t input_bytes(size_t count) const {
-    const size_t one =
-        reads_tokens() ? sizeof(int64_t) : bytes_of(contract().rows) * static_cast<size_t>(contract().hidden_size);
-    return one * count;
+  // Of the longest call.
+  size_t staged_bytes() const {
+    size_t bytes = 0;
+    for (const Part& part : parts_) bytes += part.bytes * longest();
+    return bytes;
   }
   size_t row_bytes() const { return bytes_of(contract().number) * static_cast<size_t>(contract().vocab_size); }
   Place place() const { return {device_.memory->runtime_name(), device_.memory->index()}; }
@@ -145,25 +164,48 @@ class Slot {
       binding->bind_cache(pair, caches_[i].get(), element_type(pair.number),
                           contract().cache_shape(pair, contract().capacity));
     }
+    constexpr const char* kTables[] = {kRotaryCos, kRotarySin};
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      binding->bind_input(kTables[i], tables_[i].get(), element_type(contract().rotary),
+                          {contract().capacity, contract().rotary_pairs});
+    }
     binding->bind_input(kCachePosition, slot_.get(), abi::ElementType::kInt64, {1});
     if (contract().next_token) binding->bind_output(kNextToken, token_.get(), abi::ElementType::kInt64, {1, 1});
   }
 
-  // Writes what the decoder reads to the host's memory.
-  void stage(const NewTokens& tokens, int64_t* to) const {
-    if (reads_tokens()) {
-      std::copy(tokens.ids, tokens.ids + tokens.count, to);
-    } else {
-      narrow(tokens.rows, contract().rows, tokens.count * static_cast<size_t>(contract().hidden_size), to);
+  // Writes what the decoder reads of tokens, through the host's memory from `staged` on.
+  void write_new(const NewTokens& tokens, char* staged) const {
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      const size_t bytes = parts_[i].bytes * tokens.count;
+      if (reads_tokens()) {
+        std::copy(tokens.ids, tokens.ids + tokens.count, reinterpret_cast<int64_t*>(staged));
+      } else {
+        contract().narrow_part(tokens.rows, tokens.count, parts_[i].row, staged);
+      }
+      device_.memory->write((tokens.count == 1 ? one_ : many_)[i].get(), staged, bytes);
+      staged += bytes;
     }
   }
 
-  void bind_tokens(Binding* binding, const Buffer& input, int64_t length) const {
+  // Writes tables that are not there yet; a call without any reads those that are.
+  void write_tables(const std::shared_ptr<const RotaryRows>& rotary) {
+    if (rotary == nullptr || rotary == written_ || tables_.empty()) return;
+    const auto write = [this](const std::vector<float>& rows, const Buffer& staged, const Buffer& table) {
+      narrow(rows.data(), contract().rotary, rows.size(), staged.get());
+      device_.memory->write(table.get(), staged.get(), contract().table_bytes());
+    };
+    write(rotary->cos, host_tables_[0], tables_[0]);
+    write(rotary->sin, host_tables_[1], tables_[1]);
+    written_ = rotary;
+  }
+
+  void bind_tokens(Binding* binding, const std::vector<Buffer>& inputs, int64_t length) const {
     if (reads_tokens()) {
-      binding->bind_input(kInputIds, input.get(), abi::ElementType::kInt64, {1, length});
-    } else {
-      binding->bind_input(kInputsEmbeds, input.get(), element_type(contract().rows),
-                          {1, length, contract().hidden_size});
+      binding->bind_input(kInputIds, (length == 1 ? token_ : inputs[0]).get(), abi::ElementType::kInt64, {1, length});
+    }
+    for (size_t i = 0; i < parts_.size() && !reads_tokens(); ++i) {
+      binding->bind_input(parts_[i].row.name, inputs[i].get(), element_type(contract().rows),
+                          {1, length, parts_[i].row.channels});
     }
     binding->bind_output(kLogits, logits_.get(), element_type(contract().number),
                          {1, contract().all_rows ? length : 1, contract().vocab_size});
@@ -172,10 +214,13 @@ class Slot {
   Device& device_;
   Binding decode_, prefill_;
   Owned<abi::RunOptions> decode_options_, prefill_options_;
-  Buffer many_, one_;    // what the decoder reads of a chunk, and of one token unless it reads `token_`
-  Buffer slot_, token_;  // `token_`: next_token of one call, input_ids of the next
+  const std::vector<Part> parts_;
+  std::vector<Buffer> many_, one_;  // parts of a chunk, and of one token unless the decoder reads `token_`
+  Buffer slot_, token_;             // `token_`: next_token of one call, input_ids of the next
   Buffer logits_, host_, host_logits_;
   std::vector<Buffer> caches_;
+  std::vector<Buffer> tables_, host_tables_;   // of cosines and sines
+  std::shared_ptr<const RotaryRows> written_;  // what is in `tables_`; null for zeros
   size_t rows_ = 1;
   int64_t chosen_ = kNone;  // the token in `token_`, put there by the last call
 };

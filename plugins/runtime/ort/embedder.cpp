@@ -2,7 +2,6 @@
 #include "ort/embedder.h"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 
 #include "backend/buffer.h"
@@ -100,12 +99,9 @@ std::vector<float> VisionGraph::see(const PreparedImage& image, DeviceMemory* de
   const Staged embeddings(device, made * bytes_of(contract_.embeddings));
   binding.bind_input(kPixelValues, pixels.bound(), element_type(contract_.pixels), input);
   binding.bind_output(kImageEmbeddings, embeddings.bound(), element_type(contract_.embeddings), output);
-  std::vector<Staged> indices;
-  for (const Indices& each : image.indices) {
-    indices.emplace_back(device, each.values.size() * sizeof(int64_t));
-    std::memcpy(indices.back().host(), each.values.data(), each.values.size() * sizeof(int64_t));
-    indices.back().write();
-    binding.bind_input(each.name, indices.back().bound(), abi::ElementType::kInt64, each.shape);
+  std::vector<Indices> indices = image.indices;  // ONNX Runtime takes memory that it may change
+  for (Indices& each : indices) {
+    binding.bind_input(each.name, each.values.data(), abi::ElementType::kInt64, each.shape, kHostPlace);
   }
   std::vector<float> seen(calls * made);
   for (size_t call = 0; call < calls; ++call) {

@@ -74,35 +74,39 @@ Owned<abi::RunOptions> Session::run_options(const std::vector<std::pair<const ch
 }
 
 Binding::Binding(std::shared_ptr<const Session> session, const Place& place)
-    : session_(std::move(session)),
-      memory_(session_->library(), abi::kReleaseMemoryInfo),
-      binding_(session_->library(), abi::kReleaseIoBinding) {
-  const Library& library = *session_->library();
-  library.call(ErrorCode::kRunFailed, abi::kCreateMemoryInfo, place.device, abi::AllocatorType::kDevice, place.index,
-               abi::MemoryType::kDefault, memory_.out());
-  library.call(ErrorCode::kRunFailed, abi::kCreateIoBinding, session_->get(), binding_.out());
+    : session_(std::move(session)), place_(place), binding_(session_->library(), abi::kReleaseIoBinding) {
+  session_->library()->call(ErrorCode::kRunFailed, abi::kCreateIoBinding, session_->get(), binding_.out());
 }
 
-Owned<abi::Value> Binding::make_value(void* data, abi::ElementType type, const std::vector<int64_t>& shape) const {
+Owned<abi::Value> Binding::make_value(void* data, abi::ElementType type, const std::vector<int64_t>& shape,
+                                      const Place& place) const {
+  Owned<abi::MemoryInfo> memory(session_->library(), abi::kReleaseMemoryInfo);
+  session_->library()->call(ErrorCode::kRunFailed, abi::kCreateMemoryInfo, place.device, abi::AllocatorType::kDevice,
+                            place.index, abi::MemoryType::kDefault, memory.out());
   size_t bytes = type == abi::ElementType::kInt64   ? sizeof(int64_t)
                  : type == abi::ElementType::kFloat ? sizeof(float)
                                                     : sizeof(uint16_t);
   for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
   Owned<abi::Value> value(session_->library(), abi::kReleaseValue);
-  session_->library()->call(ErrorCode::kRunFailed, abi::kCreateTensorWithDataAsOrtValue, memory_.get(), data, bytes,
+  session_->library()->call(ErrorCode::kRunFailed, abi::kCreateTensorWithDataAsOrtValue, memory.get(), data, bytes,
                             shape.data(), shape.size(), type, value.out());
   return value;
 }
 
 void Binding::bind_input(const std::string& name, void* data, abi::ElementType type,
                          const std::vector<int64_t>& shape) {
-  const Owned<abi::Value> value = make_value(data, type, shape);
+  bind_input(name, data, type, shape, place_);
+}
+
+void Binding::bind_input(const std::string& name, void* data, abi::ElementType type, const std::vector<int64_t>& shape,
+                         const Place& place) {
+  const Owned<abi::Value> value = make_value(data, type, shape, place);
   session_->library()->call(ErrorCode::kRunFailed, abi::kBindInput, binding_.get(), name.c_str(), value.get());
 }
 
 void Binding::bind_output(const std::string& name, void* data, abi::ElementType type,
                           const std::vector<int64_t>& shape) {
-  const Owned<abi::Value> value = make_value(data, type, shape);
+  const Owned<abi::Value> value = make_value(data, type, shape, place_);
   session_->library()->call(ErrorCode::kRunFailed, abi::kBindOutput, binding_.get(), name.c_str(), value.get());
 }
 

@@ -45,6 +45,9 @@ class Binding {
   Binding(std::shared_ptr<const Session> session, const Place& place);
 
   void bind_input(const std::string& name, void* data, abi::ElementType type, const std::vector<int64_t>& shape);
+  // The same of memory in another place, from which ONNX Runtime copies in each call.
+  void bind_input(const std::string& name, void* data, abi::ElementType type, const std::vector<int64_t>& shape,
+                  const Place& place);
   void bind_output(const std::string& name, void* data, abi::ElementType type, const std::vector<int64_t>& shape);
   // One memory for the past and the present cache.
   void bind_cache(const CachePair& pair, void* data, abi::ElementType type, const std::vector<int64_t>& shape);
@@ -52,10 +55,11 @@ class Binding {
   void run(const abi::RunOptions* options) const;
 
  private:
-  Owned<abi::Value> make_value(void* data, abi::ElementType type, const std::vector<int64_t>& shape) const;
+  Owned<abi::Value> make_value(void* data, abi::ElementType type, const std::vector<int64_t>& shape,
+                               const Place& place) const;
 
   std::shared_ptr<const Session> session_;
-  Owned<abi::MemoryInfo> memory_;
+  Place place_;
   Owned<abi::IoBinding> binding_;
 };
 

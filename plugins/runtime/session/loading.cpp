@@ -166,10 +166,6 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
                 directory, "use a later version of this library.");
   }
   check_cpu(record, directory);
-  if (!on_cpu && manifest.vision && (manifest.vision->patches || manifest.vision->tiles)) {
-    throw Error(ErrorCode::kUnsupported, "this library shows images of any size to models on a CPU only", directory,
-                "build the model with --target cpu, or use `awq2trt run --runtime ort`.");
-  }
   Lowered lowered{directory, manifest, options, read_contract(manifest.decoder, directory), nullptr, {}, {}};
   std::unique_ptr<DeviceMemory> memory = on_cpu ? nullptr : ort::open_cuda_memory(record, options);
   if (memory != nullptr) require_memory(needs_of(manifest, lowered.contract, options), memory->info(), memory->title());
@@ -282,8 +278,15 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
 
 std::shared_ptr<const ModelState> load_model(const std::string& directory, const LoadOptions& options) {
   check_options(options);
+  return load_model(directory, options.verify, [&](const Manifest& manifest) {
+    return manifest.lowered ? open_lowered(directory, manifest, options)
+                            : open_built_engine(directory, manifest, options);
+  });
+}
+
+std::shared_ptr<const ModelState> load_model(const std::string& directory, Verify verify, const OpenBackend& open) {
   const Manifest manifest = read_manifest(directory);
-  check_files(directory, manifest, options.verify);
+  check_files(directory, manifest, verify);
   auto model = std::make_shared<ModelState>();
   model->directory = directory;
   model->tokenizer = Tokenizer::from_directory(directory);
@@ -303,8 +306,7 @@ std::shared_ptr<const ModelState> load_model(const std::string& directory, const
     }
     model->rotary = std::make_unique<RotaryTables>(*manifest.vision->rope, contract.capacity);
   }
-  model->backend =
-      manifest.lowered ? open_lowered(directory, manifest, options) : open_built_engine(directory, manifest, options);
+  model->backend = open(manifest);
   return model;
 }
 

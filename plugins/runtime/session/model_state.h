@@ -2,10 +2,12 @@
 // It never changes, and serves any number of sessions.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "artifact/manifest.h"
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
 #include "session/rotary_tables.h"
@@ -27,8 +29,12 @@ class ModelState {
   std::vector<int32_t> stop_tokens;             // the model's own
 };
 
+using OpenBackend = std::function<std::unique_ptr<Backend>(const Manifest& manifest)>;
+
 // Throws Error.
 std::shared_ptr<const ModelState> load_model(const std::string& directory, const LoadOptions& options);
+// The same with a backend that is opened last.
+std::shared_ptr<const ModelState> load_model(const std::string& directory, Verify verify, const OpenBackend& open);
 
 }  // namespace detail
 }  // namespace awq2trt
