@@ -105,7 +105,8 @@ def quantize_on_ranks(
         device: `cpu`, or `cuda` for the GPU of each rank's number on its host.
         max_memory: Memory limit of the process, like `8G`, on the device where it computes; the plan is refused if it
             cannot be kept. None sets no limit.
-        resume: Continue an interrupted run; with the same number of ranks, the result is the same to the byte.
+        resume: Continue an interrupted run, to the same bytes. Where ranks share every block, they must
+            be as many as before.
         overwrite: Replace whatever is in `output`.
         progress: Receives the progress of the work on the first rank; None for silence.
 

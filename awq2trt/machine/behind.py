@@ -1,41 +1,53 @@
-"""Work that is done beside a computation on a GPU, which leaves the CPU idle.
+"""Work that is done beside a computation: what a GPU leaves the CPU time for, or what waits for other processes.
 
 In: pieces of work, in their order. Out: their effects, in that order.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-
-import torch
 
 Work = Callable[[], None]
 
 
 @contextmanager
-def one_behind() -> Iterator[Callable[[Work], None]]:
-    """Lets one piece of work at a time be done while the caller goes on; all are done when the context ends.
+def working_behind(most: int) -> Iterator[Callable[[Work], None]]:
+    """Lets pieces of work be done one after another while the caller goes on; all are done when the context ends.
 
-    On a CPU each is done at once: it would take the time from what the caller computes.
+    None is done after one that failed; and if the caller fails, only the one that is under way.
+
+    Args:
+        most: How many may be under way or waiting; 0 does each at once.
 
     Yields:
-        What takes a piece. It waits for the one before, and raises what that one raised.
+        What takes a piece. It waits until there are few enough, and raises what an earlier one raised.
     """
-    if torch.empty(0).is_cpu:
+    if not most:
         yield lambda work: work()
         return
-    under_way: list[Future[None]] = []
+    pieces: deque[Future[None]] = deque()
 
     def take(work: Work) -> None:
-        wait()
-        under_way.append(worker.submit(work))
+        wait_for_all_but(most - 1)
+        pieces.append(worker.submit(_after, pieces[-1] if pieces else None, work))
 
-    def wait() -> None:
-        while under_way:
-            under_way.pop().result()
+    def wait_for_all_but(left: int) -> None:
+        while len(pieces) > left or (pieces and pieces[0].done()):
+            pieces.popleft().result()
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="behind") as worker:
-        yield take
-        wait()
+        try:
+            yield take
+            wait_for_all_but(0)
+        finally:
+            worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _after(piece: Future[None] | None, work: Work) -> None:
+    """Does a piece of work unless the one before it failed."""
+    if piece is not None:
+        piece.result()
+    work()

@@ -15,8 +15,8 @@ from awq2trt.errors import UsageError
 TIMEOUT_VARIABLE: Final = "AWQ2TRT_RANK_TIMEOUT_S"
 """How many seconds a rank waits for the others at one point."""
 
-TIMEOUT_S: Final = 1800
-"""The default: longer than a rank takes for its share of a block, or a model for its calibration text."""
+TIMEOUT_S: Final = 7200
+"""The default: longer than a CPU takes for a block of a large model, or a model for its calibration text."""
 
 _WHERE: Final = "environment"
 

@@ -2,7 +2,8 @@
 
 In: this process's number, from the environment (`awq2trt.machine.rank_environment`). Out: `Ranks`, whose methods all
 ranks call at the same places in the program. Each call ends on every rank, or fails on every rank if one of them is
-gone or does not answer. CPUs communicate through gloo, GPUs through NCCL.
+gone or does not answer; only `send` and `received` are between two ranks. CPUs communicate through gloo, GPUs through
+NCCL where they share the work on a block.
 
 Sums over ranks have the same bits on every rank, so that all ranks make the same decisions.
 """
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
@@ -145,6 +148,41 @@ class Ranks:
                 dist.recv(received, src=0)
             return received
 
+    def copied(self, whole: Tensor | None) -> Tensor:
+        """Returns all of an fp32 tensor that the first rank has, by way of the machine's memory; others pass None."""
+        if self.count == 1 and whole is not None:
+            return whole
+        shape = self.told(None if whole is None else tuple(whole.shape))
+        assert shape is not None
+        copy = torch.empty(shape, device=CPU) if whole is None else whole.to(CPU).contiguous()
+        with _talking():
+            dist.broadcast(copy, src=0)
+        return copy.to(torch.get_default_device()) if whole is None else whole
+
+    def send(self, said: object, arrays: Sequence[NDArray[Any]]) -> None:
+        """Sends a value and arrays to the first rank, and ends when that has them, which calls `received`.
+
+        Any thread may do so, as long as no other one talks to the other ranks meanwhile.
+        """
+        kinds = [(value.dtype.name, value.shape) for value in arrays]
+        with _talking():
+            dist.send_object_list([(said, kinds)], dst=0, device=torch.device(CPU))
+            for value in arrays:
+                if value.size:
+                    dist.send(_bytes_of(np.require(value, requirements=["C", "W"])), dst=0)
+
+    def received(self, rank: int) -> tuple[Any, list[NDArray[Any]]]:
+        """Returns what another rank sends; only for the first."""
+        said: list[Any] = [None]
+        with _talking():
+            dist.recv_object_list(said, src=rank, device=torch.device(CPU))
+            value, kinds = said[0]
+            arrays = [np.empty(shape, np.dtype(name)) for name, shape in kinds]
+            for array in arrays:
+                if array.size:
+                    dist.recv(_bytes_of(array), src=rank)
+        return value, arrays
+
     def told(self, value: _Told) -> _Told:
         """Sends a value from the first rank to all."""
         if self.count == 1:
@@ -201,6 +239,11 @@ class Ranks:
         with _talking():
             dist.all_gather(values, own)
         return [float(value) for value in values]
+
+
+def _bytes_of(value: NDArray[Any]) -> Tensor:
+    """An array's bytes, which PyTorch can send whatever their type: some are unknown to it."""
+    return torch.from_numpy(value.reshape(-1).view(np.uint8))
 
 
 ALONE: Final = Ranks()

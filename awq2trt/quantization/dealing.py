@@ -1,4 +1,4 @@
-"""Which rank rounds which rows of a block's linears.
+"""Which rank rounds which rows of a block's linears, where ranks share every block.
 
 In: the linears' shapes, the ranks. Out: shares that together are all rows. CPUs take as many rows each of every linear.
 A GPU's time for a linear is, up to thousands of rows, that of its calls, one after another for every group of columns,

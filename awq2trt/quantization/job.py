@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.artifact.arrays import write_arrays
-from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint, fuse_linears
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
@@ -45,16 +45,18 @@ from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.beginning import open_beginning
-from awq2trt.quantization.block import LinearReport, QuantizedBlock, plain_tensors
-from awq2trt.quantization.chain import Chain, Link, Streams
+from awq2trt.quantization.block import LinearReport, plain_tensors
+from awq2trt.quantization.chain import Chain
+from awq2trt.quantization.handover import Link, Outcome, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
 from awq2trt.quantization.image_windows import ImageWindows, Sight, WindowSizes, image_windows
 from awq2trt.quantization.method import BlockMethod, method_of, require_refining
+from awq2trt.quantization.packer import Packer
 from awq2trt.quantization.rounding import with_steps_of
-from awq2trt.quantization.store import Store, StoredBlock
+from awq2trt.quantization.store import Store
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
 from awq2trt.recipe import QuantizeOptions
-from awq2trt.scheme import FLOAT16, QuantizedLinear, QuantScheme
+from awq2trt.scheme import FLOAT16, QuantScheme
 from awq2trt.text.tokenizer import bos_of, load_tokenizer
 from awq2trt.text.windows import calibration_tokens
 
@@ -184,7 +186,7 @@ class QuantizeJob:
         """
         if self.method.uses_text:
             require_positions(self.source.spec, self.options.seqlen, where="--seqlen")
-        self.store.same_computer_(self.method.ranks)
+        self.store.same_computer_(self.method.ranks, shared=not self.method.blocks_apart)
         with self.progress.task("reading the tokenizer", total=1) as advance:
             self.source.save_tokenizer(self.files)
             advance(1)
@@ -301,7 +303,12 @@ class QuantizeJob:
                 original = self.store.original(first) if first else hidden
             streams = Streams(hidden, original, *self._placed(seen))
         title = f"quantizing blocks ({self.options.method})"
-        self._chain().run(first, streams, partial(self._keep, due=StreamsDue(self.store.layers)), self.progress, title)
+        outcome = Outcome(self._packer.block, partial(self._keep, due=StreamsDue(self.store.layers)))
+        self._chain().run(first, streams, outcome, self.progress, title)
+
+    @property
+    def _packer(self) -> Packer:
+        return Packer(self.source.spec, self.layout)
 
     def _chain(self) -> Chain:
         scratch = self.store.directory
@@ -314,7 +321,7 @@ class QuantizeJob:
                 self.store.keep_original(layer + 1, link.after.original)
             self.store.keep_hidden(layer + 1, link.after.hidden)
         self.store.keep_largest_activation(layer, link.largest)
-        self.store.keep_block(layer, self._packed(self.source.spec.prefix(layer), link.block))
+        self.store.keep_block(layer, link.block)
 
     def _tune(self, tokens: Tensor, options: TuneOptions, dtype: str) -> None:
         """Tunes the step sizes of the checkpoint that was written, unless an interrupted run has already done so."""
@@ -331,7 +338,7 @@ class QuantizeJob:
         for layer, linears in enumerate(tuned):
             tensors = SafetensorsFiles.of_file(self.store.block_files()[layer])
             kept = {name: tensors.tensor(name) for name in tensors}
-            self.store.keep_tuned(layer, kept | self._packed_linears(spec.prefix(layer), linears))
+            self.store.keep_tuned(layer, kept | self._packer.linears(layer, linears))
 
     def _finished(self, written: QuantizedCheckpoint, layer: int, dtype: str) -> FinishedBlock:
         """Reads a block of the checkpoint that was written, whose steps will have the type `dtype`."""
@@ -339,13 +346,6 @@ class QuantizeJob:
         scheme = with_steps_of(written.scheme, dtype)
         linears = {name: replace(written.linear(prefix + name), scheme=scheme) for name in spec.block.linears}
         return FinishedBlock(linears, plain_tensors(spec, load_block(written, layer)))
-
-    def _packed_linears(self, prefix: str, linears: Mapping[str, QuantizedLinear]) -> dict[str, Array]:
-        """Reads a block's linears as the checkpoint stores them, by full name."""
-        tensors: dict[str, Array] = {}
-        for name, linear in fuse_linears(self.source.spec, linears).items():
-            tensors.update(pack_linear(prefix + name, linear, self.layout))
-        return tensors
 
     def _quantize_head(self, scheme: QuantScheme, tokens: Tensor | None) -> None:
         """Quantizes the head on the last block's outputs: the quantized model's if the method is sequential."""
@@ -362,17 +362,6 @@ class QuantizeJob:
             advance(1)
         for line in _head_lines(source.spec, report):
             self.progress.note(line)
-
-    def _packed(self, prefix: str, block: QuantizedBlock) -> StoredBlock:
-        """Packs a block as the checkpoint stores it."""
-        spec = self.source.spec
-        exact = spec.norm.unit_offset  # 1 + weight is near 0 if weight is near -1
-        tensors = {prefix + name: compact(value.numpy(force=True), exact=exact) for name, value in block.norms.items()}
-        return StoredBlock(
-            tensors | self._packed_linears(prefix, block.linears),
-            reports={prefix + name: report for name, report in block.reports.items()},
-            search={prefix + name: value.numpy(force=True) for name, value in block.search.items()},
-        )
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
@@ -422,7 +411,7 @@ class QuantizeJob:
 
 
 def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill: bool = False) -> None:
-    """Does the work of the ranks other than the first while that runs its job: their share of every block.
+    """Does the work of the ranks other than the first while that runs its job: blocks, or a share of every block.
 
     Args:
         source: The model.
@@ -437,8 +426,9 @@ def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill
     """
     torch.set_num_threads(ranks.told(0))
     method, beginning = _asked(source, options, ranks)
+    outcome = Outcome(Packer(source.spec, choose_layout(source.spec, _schemes(options))).block, _keep_nothing)
     with torch.no_grad():
-        Chain(source, method, options.seed, beginning, spill).run(0, None, _keep_nothing, SilentProgress(), "")
+        Chain(source, method, options.seed, beginning, spill).run(0, None, outcome, SilentProgress(), "")
     ranks.leave()
 
 

@@ -58,6 +58,7 @@ class Job:
         writes_text: Whether the model writes its calibration text, for which all of it is in memory.
         head: Whether the head is quantized, too.
         sees: Whether the windows have images, of which deepstack adds features behind the first blocks.
+        ranks: Number of ranks that do the work.
     """
 
     spec: DecoderSpec
@@ -67,6 +68,7 @@ class Job:
     writes_text: bool
     head: bool = False
     sees: bool = False
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     shapes = {name: spec.linear_shape(name) for name in spec.block.linears}
     block = _FP32 * spec.block_size()
     outer = sum(map(math.prod, spec.outer_shapes().values()))
-    streams = _streams(job) * _FP32 * job.samples * job.seqlen * spec.hidden_size
+    streams, behind = _streams(job) * _stream(job), _behind(job)
     groups, read = spec.scale_groups(), _FP32 if method.uses_text else 0
     widths = [spec.linear_shape(group.balance_layers[0])[1] for group in groups]
     moments, widest = read * sum(width**2 for width in widths), read * max(widths) ** 2
@@ -141,20 +143,20 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         cache = 2 * job.samples * job.seqlen * spec.num_kv_heads * spec.head_dim
         parts["text"] = spec.num_layers * (block + _FP32 * cache) + _FP32 * outer
     # A block is read in half precision and widened; its linears are narrowed again for bf16 products.
-    parts["calibrate"] = block + block // 2 + moments + activations + streams
+    parts["calibrate"] = block + block // 2 + moments + activations + streams + behind
     if method.search:
         trial = max(_scale_search(spec, group, method) for group in groups)
-        parts["scales"] = 2 * block + kept + trial + streams
+        parts["scales"] = 2 * block + kept + trial + streams + behind
     # As it is and folded; what finished codes stand for; and corrected, if it is still to learn.
     blocks = 2 + bool(method.correct) + bool(method.correct and method.learn)
-    parts["codes"] = blocks * block + kept + widest + copies * piece + codes + 2 * linear + streams
+    parts["codes"] = blocks * block + kept + widest + copies * piece + codes + 2 * linear + streams + behind
     if method.correct:  # two moments of the widest input, the matrix to solve with and its factor
         most = _FP32 * max(length * width for length, width in _group_shapes(spec))
         parts["correct"] = blocks * block + kept + 4 * widest + 4 * most + codes + streams + 2 * activations
     if matrices := _gptq_matrices(method, widths):
         parts["gptq"] = parts["codes"] + (_GPTQ_COPIES - copies) * piece + matrices
     if method.uses_text:
-        parts["report"] = 2 * block + kept + _reported(spec, method) + 5 * piece + 2 * codes + streams
+        parts["report"] = 2 * block + kept + _reported(spec, method) + 5 * piece + 2 * codes + streams + behind
     if method.learn:
         parts["learn"] = _LEARN_COPIES * block + kept + streams + method.learn.windows * activations
     if method.tune:
@@ -169,6 +171,22 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
 def _streams(job: Job) -> int:
     """Residual streams at the same time, and as many as deepstack adds features to."""
     return (4 if job.method.needs_original else 2) + (job.spec.deepstack if job.sees else 0)
+
+
+def _stream(job: Job) -> int:
+    """A residual stream."""
+    return _FP32 * job.samples * job.seqlen * job.spec.hidden_size
+
+
+def _behind(job: Job) -> int:
+    """What the first rank has of blocks that ranks took in turn and that are not stored yet.
+
+    These are the stream behind a block of each rank, codes of its own block, and a packed block in two copies.
+    """
+    if not job.method.blocks_apart or job.ranks == 1:
+        return 0
+    codes = sum(math.prod(job.spec.linear_shape(name)) for name in job.spec.block.linears)
+    return job.ranks * _stream(job) + 2 * codes
 
 
 def _gptq_matrices(method: BlockMethod, widths: Sequence[int]) -> int:

@@ -30,7 +30,7 @@ class BlockMethod:
         search: How to search and fold scales, and then to search grids; None for neither.
         gptq: How GPTQ rounds; None to round to nearest.
         tune: How the step sizes of all blocks are tuned after the last block; None if they are not.
-        ranks: The ranks that share windows and rows.
+        ranks: The ranks that share windows and rows, or take blocks in turn.
     """
 
     scheme: QuantScheme
@@ -48,6 +48,14 @@ class BlockMethod:
     def sequential(self) -> bool:
         """Whether a block's inputs come from the quantized blocks before it (the order of the reference GPTQ)."""
         return self.gptq is not None or (self.search is not None and self.search.sequential)
+
+    @property
+    def blocks_apart(self) -> bool:
+        """Whether a block depends on nothing but the original model: then several ranks take whole blocks in turn.
+
+        Any number of ranks gives the same bits then. Otherwise they share the work on every block.
+        """
+        return not (self.sequential or self.needs_original)
 
     @property
     def compensated_width(self) -> int:

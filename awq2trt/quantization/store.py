@@ -174,14 +174,15 @@ class Store:
             search |= read_arrays(self._search(layer), fix=_AGAIN)
         return search
 
-    def same_computer_(self, ranks: Ranks) -> None:
+    def same_computer_(self, ranks: Ranks, *, shared: bool) -> None:
         """Makes a resumed run compute like the first one: the bits of products and sums depend on how they are split.
 
         Args:
             ranks: The current ranks; those other than the first are told how many threads to use.
+            shared: Whether ranks share the work on every block, so that their number matters.
 
         Raises:
-            UsageError: The first run computed on another kind of device, or with another number of ranks.
+            UsageError: The first run computed on another kind of device, or with another number of ranks that matters.
         """
         path, device = self.directory / _COMPUTED_FILE, torch.get_default_device().type
         if path.is_file():
@@ -193,7 +194,7 @@ class Store:
                     fix=f"continue with --device {first['device']}, or start again with --overwrite.",
                 )
             began = first.get("ranks", 1)
-            if began != ranks.count:
+            if shared and began != ranks.count:
                 raise UsageError(
                     f"the interrupted run had {began} ranks, whose last bits differ from those of {ranks.count}.",
                     where="--resume",

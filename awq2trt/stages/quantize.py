@@ -106,7 +106,8 @@ def _assist(request: QuantizeRequest, ranks: Ranks) -> None:
     source = open_source(request.model)
     ranks.require_same(_facts(source_record(source), request.options))
     with computing_on(request.device):
-        assist(source, request.options, ranks, spill=_planned(source, request, None).statistics_on_disk)
+        plan = _planned(source, request, ranks, None)
+        assist(source, request.options, ranks, spill=plan.statistics_on_disk)
 
 
 def _facts(record: SourceRecord, options: QuantizeOptions) -> dict[str, object]:
@@ -146,14 +147,15 @@ def quantize_source(
     ):
         if request.device != DEFAULT_DEVICE:
             progress.note(f"computing on {device}")
-        plan = _planned(source, request, progress)
+        ranks = ranks or ALONE
+        plan = _planned(source, request, ranks, progress)
         job = QuantizeJob.prepare(
             source,
             request.options,
             files=draft.files,
             scratch=draft.scratch,
             progress=progress,
-            ranks=ranks or ALONE,
+            ranks=ranks,
         )
         result = replace(job, spill=plan.statistics_on_disk).run()
         quantization = _quantization_record(request.options, result, tied=source.spec.tie_embeddings)
@@ -181,7 +183,7 @@ def _quantization_record(options: QuantizeOptions, result: JobResult, *, tied: b
     return record.with_ends(result.dtype, options.head_scheme, tied=tied)
 
 
-def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress | None) -> MemoryPlan:
+def _planned(source: ModelSource, request: QuantizeRequest, ranks: Ranks, progress: Progress | None) -> MemoryPlan:
     """Plans the use of memory; with a limit, the plan is shown, and refused if nothing fits below it."""
     from awq2trt.machine.device import bound_memory, held_bytes
     from awq2trt.quantization.memory_plan import Job, plan_memory
@@ -193,7 +195,7 @@ def _planned(source: ModelSource, request: QuantizeRequest, progress: Progress |
     limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
     head = options.head_scheme is not None
     sees = method.uses_text and is_image_text(Path(options.calib).expanduser())
-    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees)
+    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees, ranks.count)
     plan = plan_memory(job, held_bytes(), limit)
     if limit is not None:
         bound_memory(limit)

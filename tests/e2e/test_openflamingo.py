@@ -32,7 +32,7 @@ from awq2trt.models.vision.prepared import Pixels
 from awq2trt.models.vision.seeing import pieces_seen
 from awq2trt.models.vision.tower import load_vision
 from awq2trt.progress import SilentProgress
-from awq2trt.quantization.chain import Link
+from awq2trt.quantization.handover import Link
 from awq2trt.quantization.job import QuantizeJob, StreamsDue
 from awq2trt.recipe import ExportOptions, QuantizeOptions, Recipe
 from awq2trt.runtime import Model, Sampler, Sampling, generate

@@ -6,9 +6,13 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from rank_processes import ends_of, run_ranks, start_ranks
 
 from awq2trt.errors import PeerFailedError, RankLostError, UsageError
@@ -32,7 +36,7 @@ def test_shares_cover_everything_once_in_whole_units() -> None:
 
 def test_alone_everything_is_its_own() -> None:
     value = torch.arange(6.0).view(3, 2)
-    for given in (ALONE.gathered(value, 3), ALONE.scattered(value)):
+    for given in (ALONE.gathered(value, 3), ALONE.scattered(value), ALONE.copied(value)):
         assert given is value
     whole = torch.zeros(3, 2)
     ALONE.join_(whole, [value], ALONE.shares(3))
@@ -55,6 +59,7 @@ def _talk() -> None:
         assert (gathered is None) == (ranks.rank > 0)
         assert gathered is None or torch.equal(gathered, whole)
         assert torch.equal(ranks.scattered(None if ranks.rank else whole), own)
+        assert torch.equal(ranks.copied(None if ranks.rank else whole), whole)
         assert ranks.total(ranks.rank + 0.5) == 4.5
         assert ranks.largest(-float(ranks.rank)) == 0.0
         assert ranks.told(f"from {ranks.rank}") == "from 0"
@@ -68,6 +73,29 @@ def _talk() -> None:
 
 def test_three_ranks_tell_each_other() -> None:
     assert run_ranks(3, _talk) == [0, 0, 0]
+
+
+def _send_arrays() -> None:
+    def of(rank: int) -> list[NDArray[Any]]:
+        codes = np.arange(12, dtype=np.int32).reshape(3, 4) * rank
+        frozen = np.arange(4.0, dtype=np.float32)
+        frozen.flags.writeable = False
+        return [codes.T, codes.astype(np.float16), np.full((2, 1), rank, ml_dtypes.bfloat16), np.empty((0, 3)), frozen]
+
+    with joined_ranks(cuda=False) as ranks:
+        for rank in (2, 1):  # in the order that the first one wants
+            if ranks.first:
+                said, arrays = ranks.received(rank)
+                assert said == {"from": rank}
+                for got, expected in zip(arrays, of(rank), strict=True):
+                    assert got.dtype == expected.dtype
+                    assert np.array_equal(got, expected)
+            elif rank == ranks.rank:
+                ranks.send({"from": rank}, of(rank))
+
+
+def test_arrays_arrive_as_they_were_sent() -> None:
+    assert run_ranks(3, _send_arrays) == [0, 0, 0]
 
 
 def _fail(what: str) -> None:

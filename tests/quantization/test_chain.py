@@ -1,11 +1,13 @@
-"""Several ranks give what one gives, except for ties; if one is killed, the others end; a resumed run is the same."""
+"""Several ranks give what one gives, to the bit or except for ties; if one is killed, a resumed run is the same."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from rank_processes import run_ranks
 from tiny_models import save_llama
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.checkpoint.search_files import REPORT_FILE
 from awq2trt.evaluation.perplexity import perplexity, torch_logits
 from awq2trt.machine.ranks import joined_ranks
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.progress import SilentProgress
+from awq2trt.progress import Advance, SilentProgress
 from awq2trt.quantization import dealing
 from awq2trt.quantization.chain import Chain
 from awq2trt.quantization.effort import EFFORTS
@@ -28,7 +31,8 @@ from awq2trt.quantization.job import QuantizeJob, assist
 from awq2trt.quantization.store import Store
 from awq2trt.recipe import QuantizeOptions
 
-LAYERS = 2
+LAYERS = 4
+"""Each of three ranks has one of these in turn, and one rank has two."""
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +57,20 @@ def _quantize(model: Path, out: Path, changes: dict[str, Any], prepare: Callable
         if not ranks.first:
             assist(source, options, ranks)
             return
-        files, scratch = out / "files", out / "scratch"
-        QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=SilentProgress(), ranks=ranks).run()
+        files, scratch, progress = out / "files", out / "scratch", _Blocks()
+        QuantizeJob.prepare(source, options, files=files, scratch=scratch, progress=progress, ranks=ranks).run()
+        (out / "blocks.json").write_text(json.dumps(progress.advances))
+
+
+class _Blocks(SilentProgress):
+    """Notes how the number of finished blocks grows."""
+
+    def __init__(self) -> None:
+        self.advances: list[int] = []
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
+        yield self.advances.append if description.startswith("quantizing blocks") else lambda units: None
 
 
 def _shorten_lessons() -> None:
@@ -68,22 +84,34 @@ def _hashes(directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("count", "changes"),
+    ("changes", "others"),
     [
-        (2, {}),
-        (3, {"effort": "fast"}),
-        (2, {"method": "awq+gptq"}),
-        (4, {"method": "rtn"}),  # more ranks than there are windows
+        ({}, {2: [2, 2], 3: [3, 1]}),  # how the number of finished blocks grows, by the number of ranks
+        ({"effort": "fast", "bits": 3, "seqlen": 16}, {3: [3, 1]}),
+        ({"method": "rtn"}, {2: [2, 2]}),
     ],
-    ids=["default", "fast", "awq+gptq", "rtn"],
+    ids=["default", "fast", "rtn"],
 )
-@pytest.mark.parametrize("as_gpus", [False, True], ids=["rows shared", "linears dealt out"])
-def test_any_number_of_ranks_gives_the_same_codes_but_for_ties(
-    count: int, changes: dict[str, Any], as_gpus: bool, model: Path, tmp_path: Path
+def test_where_blocks_do_not_depend_on_each_other_any_number_of_ranks_gives_the_same_bytes(
+    changes: dict[str, Any], others: dict[int, list[int]], model: Path, tmp_path: Path
 ) -> None:
-    alone, shared = _checkpoints(count, changes, model, tmp_path, _deal_as_gpus if as_gpus else None)
+    for count, blocks in ({1: [1, 1, 1, 1]} | others).items():
+        assert run_ranks(count, _quantize, model, tmp_path / str(count), changes) == [0] * count
+        assert json.loads((tmp_path / str(count) / "blocks.json").read_text()) == blocks
+    alone = _hashes(tmp_path / "1" / "files")
+    assert {"model.safetensors", REPORT_FILE} < alone.keys()
+    for count in others:
+        assert _hashes(tmp_path / str(count) / "files") == alone
+
+
+@pytest.mark.parametrize("as_gpus", [False, True], ids=["rows shared", "linears dealt out"])
+def test_ranks_that_share_every_block_give_the_same_codes_but_for_ties(
+    as_gpus: bool, model: Path, tmp_path: Path
+) -> None:
+    changes = {"method": "awq+gptq"}
+    alone, shared = _checkpoints(4, changes, model, tmp_path, _deal_as_gpus if as_gpus else None)  # of three windows
     names = [alone.spec.prefix(layer) + name for layer in range(LAYERS) for name in alone.spec.block.linears]
-    # 0.018 with awq+gptq, in which the last bits of sums decide between equal candidates.
+    # In which the last bits of sums decide between equal candidates.
     assert max(np.mean(alone.linear(name).codes != shared.linear(name).codes) for name in names) < 0.03
     assert _perplexity(shared) == pytest.approx(_perplexity(alone), rel=1e-3)
 
@@ -122,28 +150,29 @@ def _perplexity(checkpoint: QuantizedCheckpoint) -> float:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def effort(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def whole(effort: str, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of an uninterrupted run of two ranks."""
     out = tmp_path_factory.mktemp("whole")
-    assert run_ranks(2, _quantize, model, out, {"effort": "best"}) == [0, 0]
+    assert run_ranks(2, _quantize, model, out, {"effort": effort}) == [0, 0]
     return out / "files"
 
 
-def _die_before(layer: int, rank: int) -> None:
-    """Kills a rank when it comes to a block."""
-    quantize = Chain._quantize_block
-
-    def dying(self: Chain, reached: int, *arguments: Any) -> Any:
-        if self.ranks.rank == rank and reached == layer:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return quantize(self, reached, *arguments)
-
-    setattr(Chain, quantize.__name__, dying)
-
-
 def _die_at_block_1(rank: int) -> None:
+    """Kills the other rank when it comes to a block."""
     if rank == 1:
-        _die_before(1, rank)
+        quantize = Chain._quantize_block
+
+        def dying(self: Chain, layer: int, *arguments: Any) -> Any:
+            if layer == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return quantize(self, layer, *arguments)
+
+        setattr(Chain, quantize.__name__, dying)
 
 
 def _writer_dies(rank: int) -> None:
@@ -171,20 +200,24 @@ def _writer_dies_at_the_end(rank: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("die", "killed", "blocks"),
+    ("effort", "die", "killed", "blocks"),
     [
-        (_die_at_block_1, 1, 1),
-        (_writer_dies, 0, 1),
-        (_writer_dies_at_the_end, 0, LAYERS),
+        ("default", _die_at_block_1, 1, 1),  # blocks in turn
+        ("default", _writer_dies, 0, 1),
+        ("best", _die_at_block_1, 1, 1),  # blocks shared
+        ("best", _writer_dies, 0, 1),
+        ("best", _writer_dies_at_the_end, 0, LAYERS),
     ],
+    indirect=["effort"],
 )
 def test_whichever_rank_is_killed_a_resumed_run_has_the_same_bytes(
-    die: Callable[[int], None], killed: int, blocks: int, model: Path, whole: Path, tmp_path: Path
+    die: Callable[[int], None], killed: int, blocks: int, effort: str, model: Path, whole: Path, tmp_path: Path
 ) -> None:
-    changes = {"effort": "best"}
+    changes = {"effort": effort}
     codes = run_ranks(2, _quantize, model, tmp_path / "killed", changes, die)
     assert codes[killed] == -signal.SIGKILL
     assert codes[1 - killed] == (0 if blocks == LAYERS else 1)
     assert Store(tmp_path / "killed" / "scratch", LAYERS).finished_blocks() == blocks
-    assert run_ranks(2, _quantize, model, tmp_path / "killed", changes) == [0, 0]
+    count = 2 if effort == "best" else 3  # any number, where ranks take blocks in turn
+    assert run_ranks(count, _quantize, model, tmp_path / "killed", changes) == [0] * count
     assert _hashes(tmp_path / "killed" / "files") == _hashes(whole)

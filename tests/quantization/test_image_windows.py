@@ -44,7 +44,7 @@ from awq2trt.models.decoder import BlockRunner, Ends, run_blocks
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.seeing import logits_of_text_and_images
 from awq2trt.progress import SilentProgress
-from awq2trt.quantization.chain import Link
+from awq2trt.quantization.handover import Link
 from awq2trt.quantization.image_windows import Sight, WindowSizes, image_windows
 from awq2trt.quantization.job import QuantizeJob, StreamsDue
 from awq2trt.recipe import QuantizeOptions

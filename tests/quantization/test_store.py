@@ -93,13 +93,13 @@ def test_damage_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_resumed_run_takes_the_threads_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    Store(tmp_path, LAYERS).same_computer_(ALONE)
+    Store(tmp_path, LAYERS).same_computer_(ALONE, shared=True)
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    Store(tmp_path, LAYERS).same_computer_(ALONE)
+    Store(tmp_path, LAYERS).same_computer_(ALONE, shared=True)
     assert asked == [threads]
     with pytest.raises(UsageError, match="had 1 ranks"):
-        Store(tmp_path, LAYERS).same_computer_(Ranks(0, 2))
+        Store(tmp_path, LAYERS).same_computer_(Ranks(0, 2), shared=True)
     monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cuda"))
     with pytest.raises(UsageError, match="computed on cpu"):
-        Store(tmp_path, LAYERS).same_computer_(ALONE)
+        Store(tmp_path, LAYERS).same_computer_(ALONE, shared=False)
