@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,9 +114,27 @@ Convert = Callable[[str, Array], Array]
 """Takes a tensor and its full name; returns the tensor as it is written."""
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A tensor that is made only when the file that holds it is written.
+
+    Attributes:
+        size_bytes: Its bytes.
+        read: Makes it; called in any thread.
+    """
+
+    size_bytes: int
+    read: Callable[[], Array]
+
+    @classmethod
+    def of(cls, value: Array) -> Unread:
+        """Takes a tensor that is there."""
+        return cls(value.nbytes, lambda: value)
+
+
 def merge_shards(
     sources: Iterable[Path],
-    outer: Mapping[str, Array],
+    outer: Mapping[str, Unread],
     directory: Path,
     *,
     convert: Convert = lambda _, value: value,
@@ -160,9 +179,9 @@ _Entry = tuple[str, Path | None, int]
 """A tensor's name, the file that holds it (None for an outer tensor), and its bytes."""
 
 
-def _all_tensor_sizes(sources: Iterable[Path], outer: Mapping[str, Array]) -> Iterator[_Entry]:
+def _all_tensor_sizes(sources: Iterable[Path], outer: Mapping[str, Unread]) -> Iterator[_Entry]:
     for name, value in outer.items():
-        yield name, None, value.nbytes
+        yield name, None, value.size_bytes
     for path in sources:
         for name, nbytes in _sizes(path).items():
             yield name, path, nbytes
@@ -192,12 +211,12 @@ def _grouped_by_size(entries: Iterable[_Entry]) -> Iterator[list[_Entry]]:
     yield group
 
 
-def _load(group: Iterable[_Entry], outer: Mapping[str, Array], convert: Convert) -> dict[str, Array]:
+def _load(group: Iterable[_Entry], outer: Mapping[str, Unread], convert: Convert) -> dict[str, Array]:
     opened: dict[Path, SafetensorsFiles] = {}
     tensors: dict[str, Array] = {}
     for name, path, _ in group:
         if path is None:
-            tensors[name] = outer[name]
+            tensors[name] = outer[name].read()
             continue
         if path not in opened:
             opened[path] = SafetensorsFiles.of_file(path)

@@ -25,6 +25,7 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
+    Unread,
     compact,
     for_dtype,
     merge_shards,
@@ -35,6 +36,7 @@ from awq2trt.checkpoint.writer import (
 from awq2trt.images.pairs import is_image_text, read_pairs
 from awq2trt.images.processor import read_processor
 from awq2trt.machine.arithmetic import narrow_type
+from awq2trt.machine.behind import working_behind
 from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
@@ -285,9 +287,14 @@ class QuantizeJob:
         first = images.first(_IMAGES_LOOKED_AT) if images else None
         hidden = self._first_hidden(tokens[:_LOOKED_AT, :_PROBE_TOKENS], first)
         runner = BlockRunner.for_positions(self.source.spec, hidden.shape[1], seen=seen).placed(*self._placed(first))
-        with self.progress.task("looking at the range of activations", total=self.store.layers) as advance:
+        magnitudes = dict[str, float]()
+        with (
+            self.progress.task("looking at the range of activations", total=self.store.layers) as advance,
+            working_behind(0 if torch.empty(0).is_cpu else 1) as behind,
+        ):
+            behind(lambda: magnitudes.update(self._outer_magnitudes))
             run_blocks(self.source, hidden, runner=runner, progress=advance, factors=narrow_type())
-        largest = max(seen.largest, *self._outer_magnitudes.values())
+        largest = max(seen.largest, *magnitudes.values())
         return self.store.keep_step_dtype(storage_dtype(largest * _UNSEEN))
 
     def _with_steps_of(self, dtype: str) -> QuantizeJob:
@@ -365,17 +372,13 @@ class QuantizeJob:
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
-        source, outer = self.source, dict[str, Array]()
-        dtype = self._storage_dtype()
+        source, dtype = self.source, self._storage_dtype()
         quantized = self.store.final_files()
         head = self.store.head_report()
         if head is not None:
             quantized.append(self.store.head_file)
-        for name, value in source.unquantized():
-            if value.ndim == 1:
-                outer[name] = compact(value, exact=source.spec.norm.unit_offset)
-            elif head is None or name != f"{source.spec.stored_head}.weight":
-                outer[name] = value.astype(np.dtype(dtype))
+        coded = None if head is None else f"{source.spec.stored_head}.weight"
+        outer = {name: self._outer(name, dtype) for name in source.unquantized_shapes() if name != coded}
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
         at_once = 1 if torch.empty(0).is_cpu else _FILES_AT_ONCE
         merge_shards(quantized, outer, self.files, convert=convert, at_once=at_once)
@@ -390,10 +393,24 @@ class QuantizeJob:
         write_config(self.files, config)
         return dtype
 
+    def _outer(self, name: str, dtype: str) -> Unread:
+        """A tensor outside the blocks as a checkpoint of `dtype` stores it; a matrix is read when it is written."""
+        shape = self.source.unquantized_shapes()[name]
+        if len(shape) == 1:
+            exact = self.source.spec.norm.unit_offset
+            return Unread.of(compact(self.source.checked_tensor(name, shape), exact=exact))
+        stored = np.dtype(dtype)
+
+        def read() -> Array:
+            return self.source.checked_tensor(name, shape).astype(stored, copy=False)
+
+        return Unread(math.prod(shape) * stored.itemsize, read)
+
     @cached_property
     def _outer_magnitudes(self) -> dict[str, float]:
         """The largest magnitude of every tensor outside the blocks, by full name; they are read for it once."""
-        return {name: largest_magnitude(value) for name, value in self.source.unquantized()}
+        source, shapes = self.source, self.source.unquantized_shapes()
+        return {name: largest_magnitude(source.checked_tensor(name, shape)) for name, shape in shapes.items()}
 
     def _storage_dtype(self) -> str:
         """Returns fp16, or bf16 if activations or weights come near the end of fp16's range, which is then reported."""

@@ -221,11 +221,11 @@ def _head(job: Job) -> int:
 
 
 def _write(spec: DecoderSpec) -> int:
-    """What the checkpoint holds outside the blocks; and one tensor as it is stored, or a file being written, twice."""
-    shapes = spec.outer_shapes().values()
-    outer = 2 * sum(map(math.prod, shapes))
+    """A tensor outside the blocks as it is read and as it is stored; or a file that is being written, twice."""
+    sizes = [math.prod(shape) for shape in spec.outer_shapes().values()]
     codes = spec.num_layers * sum(math.prod(spec.linear_shape(name)) for name in spec.block.linears)
-    return outer + max(_FP32 * max(map(math.prod, shapes)), 2 * min(SHARD_BYTES, outer + codes))
+    file = max(2 * max(sizes), min(SHARD_BYTES, 2 * sum(sizes) + codes))
+    return max((_FP32 + 2) * max(sizes), 2 * file)
 
 
 def _group_shapes(spec: DecoderSpec) -> Iterator[tuple[int, int]]:

@@ -113,7 +113,7 @@ def test_shards_written_at_the_same_time_are_those_written_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "SHARD_BYTES", 4_000)
-    outer = {f"tensor.{index}": np.full(1_000, index, np.float16) for index in range(12)}
+    outer = {f"tensor.{index}": writer.Unread.of(np.full(1_000, index, np.float16)) for index in range(12)}
     both_there = threading.Barrier(2, timeout=60)  # broken if one had to wait for the other
     write = writer.write_tensors
 
@@ -128,6 +128,20 @@ def test_shards_written_at_the_same_time_are_those_written_in_turn(
     files = {name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("turn", "once")}
     assert len(files["turn"]) == 6 + 1
     assert files["turn"] == files["once"]
+
+
+def test_a_tensor_outside_the_blocks_is_read_when_its_file_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "SHARD_BYTES", 4_000)
+    files_at: list[int] = []
+
+    def read() -> np.ndarray[Any, Any]:
+        files_at.append(len([*tmp_path.iterdir()]))
+        return np.zeros(1_000, np.float16)
+
+    writer.merge_shards([], {f"tensor.{index}": writer.Unread(2_000, read) for index in range(6)}, tmp_path)
+    assert files_at == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import json
 import reprlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -190,10 +190,9 @@ class ModelSource(ABC):
         """Returns all tensors of vision tower and projector, checked, by full name; none for a model of text."""
         return {name: self.checked_tensor(name, shape) for name, shape in self._vision_shapes().items()}
 
-    def unquantized(self) -> Iterator[tuple[str, Array]]:
-        """Yields all tensors outside the decoder's blocks, checked, with full names; each is read when it is due."""
-        for name, shape in (self.spec.outer_shapes() | self._vision_shapes()).items():
-            yield name, self.checked_tensor(name, shape)
+    def unquantized_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor outside the decoder's blocks, by full name."""
+        return self.spec.outer_shapes() | self._vision_shapes()
 
     def _vision_shapes(self) -> dict[str, tuple[int, ...]]:
         return {} if self.vision is None else dict(self.vision.shapes())
