@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
@@ -210,11 +211,28 @@ def record_file(path: Path) -> FileRecord:
     return FileRecord(size_bytes=size_bytes, sha256=digest.hexdigest())
 
 
+Records = Callable[[], dict[str, FileRecord]]
+
+
+@contextmanager
+def recording(paths: Iterable[Path]) -> Iterator[Records]:
+    """Does `record_file` of several files, as many at once as there are CPUs, while the caller does something else.
+
+    Yields:
+        What waits for the records of all, by name. If the caller fails instead, files that are not begun are left out.
+    """
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hash")
+    records = {path.name: pool.submit(record_file, path) for path in paths}
+    try:
+        yield lambda: {name: record.result() for name, record in records.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def record_files(paths: Iterable[Path]) -> dict[str, FileRecord]:
-    """`record_file` of several files, as many at once as there are CPUs, by name; large models have many shards."""
-    found = list(paths)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return dict(zip((path.name for path in found), pool.map(record_file, found), strict=True))
+    """`record_file` of several files, by name; large models have many shards."""
+    with recording(paths) as records:
+        return records()
 
 
 def read_manifest(directory: Path, kind: Kind | None) -> Manifest:

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks, Share
 from awq2trt.models.decoder import BlockRunner, Observer
 from awq2trt.models.families import UNFOLDED, DecoderSpec, ScaleGroup
@@ -210,6 +211,27 @@ def quantize_block(
             finish(name, found)
     search = _found_scales(spec, inputs) if method.search else {}
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
+
+
+REHEARSED_ROWS: Final = 64
+REHEARSED_GROUPS: Final = 16
+"""Rows and groups of the linear that is rehearsed: so many that kernels are compiled for what divides them as it does
+those of larger linears, and for groups that are the first, the second and any other."""
+
+
+@torch.no_grad()
+def rehearse(method: BlockMethod) -> None:
+    """Searches and rounds a small linear in vain: then kernels are compiled, and libraries loaded, for all others."""
+    if not method.uses_text:
+        return
+    columns = REHEARSED_GROUPS * method.scheme.group_of(1 << 7)
+    drawn = torch.randn(2, REHEARSED_ROWS, columns, generator=torch.Generator(CPU).manual_seed(0), device=CPU)
+    weight, x = drawn.to(torch.get_default_device())
+    statistics = InputStatistics.empty(columns)
+    statistics.add_(x)
+    seen, moments_of = LinearInput.unscaled(statistics), InputMoments(method)
+    moments_of.turn_to(seen, "a rehearsal")
+    _quantized_piece(_Rows("a rehearsal", weight, seen, None, None, clipped=True), moments_of, method)
 
 
 def dequantized(linears: Mapping[str, QuantizedLinear], plain: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,12 +26,12 @@ def refuse_missing_device(name: str) -> None:
         require_device(name)
 
 
-def source_record(source: ModelSource) -> SourceRecord:
-    """What the manifest says about a model; hashes its weight files."""
+def source_record(source: ModelSource, records: Mapping[str, FileRecord] | None = None) -> SourceRecord:
+    """What the manifest says about a model; hashes its weight files, unless their records are there already."""
     return SourceRecord(
         model=portable_name(source.name),
         family=source.spec.family,
-        files=record_files(source.files),
+        files=record_files(source.files) if records is None else dict(records),
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file, record_files
+from awq2trt.artifact.manifest import Artifact, fingerprint_of, record_file, record_files, recording
 from awq2trt.artifact.publish import create_artifact, require_replaceable
 from awq2trt.artifact.records import CalibrationRecord, Contents, FileRecord, QuantizationRecord, SourceRecord
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
@@ -59,20 +62,42 @@ def quantize_stage(request: QuantizeRequest, progress: Progress) -> Artifact:
     """Model -> quantized checkpoint."""
     refuse_missing_device(request.device)
     progress.note(f"reading {request.model}")
-    source = _opened(request, progress)
-    return quantize_source(source, source_record(source), request, progress)
+    source, record = _opened(request, progress)
+    return quantize_source(source, record, request, progress)
 
 
-def _opened(request: QuantizeRequest, progress: Progress) -> ModelSource:
-    """Opens the model, after refusing whatever can be refused before hours of work."""
+def _opened(request: QuantizeRequest, progress: Progress) -> tuple[ModelSource, SourceRecord]:
+    """Opens the model and hashes it, after refusing whatever can be refused before hours of work."""
     if request.max_memory is not None:
         parse_size(request.max_memory, "--max-memory")
     source = open_source(request.model)
     refuse_writing_over_source(source, request.output)
     require_replaceable(request.output, "checkpoint", overwrite=request.overwrite)
     require_calibration(source, request.options)
-    require_whole_model(source, progress)
-    return source
+    with recording(source.files) as records, _rehearsed(request):
+        require_whole_model(source, progress)
+        return source, source_record(source, records())
+
+
+@contextmanager
+def _rehearsed(request: QuantizeRequest) -> Iterator[None]:
+    """Lets a GPU compile its kernels in another thread; they are there when the context ends."""
+    if request.device == DEFAULT_DEVICE:
+        yield
+        return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rehearse") as worker:
+        rehearsal = worker.submit(_rehearse, request)
+        yield
+        rehearsal.result()
+
+
+def _rehearse(request: QuantizeRequest) -> None:
+    from awq2trt.machine.device import computing_on
+    from awq2trt.quantization.block import rehearse
+    from awq2trt.quantization.method import method_of
+
+    with computing_on(request.device):
+        rehearse(method_of(request.options))
 
 
 def quantize_on_ranks_stage(request: QuantizeRequest, progress: Progress) -> Artifact | None:
@@ -92,8 +117,7 @@ def quantize_on_ranks_stage(request: QuantizeRequest, progress: Progress) -> Art
             _assist(request, ranks)
             return None
         progress.note(f"reading {request.model}; {ranks.count} ranks")
-        source = _opened(request, progress)
-        record = source_record(source)
+        source, record = _opened(request, progress)
         ranks.require_same(_facts(record, request.options))
         return quantize_source(source, record, request, progress, ranks)
 
@@ -104,7 +128,9 @@ def _assist(request: QuantizeRequest, ranks: Ranks) -> None:
     from awq2trt.quantization.job import assist
 
     source = open_source(request.model)
-    ranks.require_same(_facts(source_record(source), request.options))
+    with _rehearsed(request):
+        record = source_record(source)
+    ranks.require_same(_facts(record, request.options))
     with computing_on(request.device):
         plan = _planned(source, request, ranks, None)
         assist(source, request.options, ranks, spill=plan.statistics_on_disk)
