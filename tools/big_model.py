@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ from awq2trt.scheme import QuantScheme
 SCHEME = QuantScheme(group_size=128)
 TEXT = "text.txt"
 WORDS = 10_000
+MOST_AT_ONCE = 8
+"""Files that are written at the same time; each takes up to 2 GB of memory."""
 LLAMA_3_8B = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -87,14 +90,23 @@ def write_original(directory: Path, config: dict[str, object]) -> None:
     """Writes an fp16 checkpoint with random weights, a tokenizer of invented words, and a text of such words."""
     directory.mkdir(parents=True)
     spec, random = describe_model(config), np.random.default_rng(0)
-    for layer in track(range(spec.num_layers), description="writing a random model"):
-        block = {
-            f"{spec.prefix(layer)}{name}": random_half(shape, random) * np.float16(0.1)
-            for name, shape in spec.block_shapes().items()
-        }
+
+    def write_block(layer: int) -> None:
+        own = np.random.default_rng([1, layer])
+        shapes = spec.block_shapes().items()
+        block = {f"{spec.prefix(layer)}{name}": random_half(shape, own, 0.1) for name, shape in shapes}
         write_tensors(directory / f"block-{layer:05}.safetensors", block)
-    outer = {name: random_half(shape, random) for name, shape in spec.outer_shapes().items()}
-    write_tensors(directory / "outer.safetensors", outer)
+
+    def write_outer(number: int, name: str, shape: tuple[int, ...]) -> None:
+        own = np.random.default_rng([2, number])
+        write_tensors(directory / f"outer-{number}.safetensors", {name: random_half(shape, own)})
+
+    with ThreadPoolExecutor(max_workers=min(MOST_AT_ONCE, os.cpu_count() or 1)) as writers:
+        outer = enumerate(spec.outer_shapes().items())
+        written = [writers.submit(write_outer, number, *entry) for number, entry in outer]
+        written += [writers.submit(write_block, layer) for layer in range(spec.num_layers)]
+        for one in track(written, description="writing a random model"):
+            one.result()
     write_index(directory)
     write_config(directory, config)
     words = [f"w{index}" for index in range(WORDS)]
@@ -139,9 +151,12 @@ def random_block(spec: DecoderSpec, layer: int, random: np.random.Generator) -> 
     return tensors
 
 
-def random_half(shape: tuple[int, ...], random: np.random.Generator) -> Array:
-    """Makes fp16 values around zero."""
-    return (random.random(shape, dtype=np.float32) - 0.5).astype(np.float16)
+def random_half(shape: tuple[int, ...], random: np.random.Generator, width: float = 1.0) -> Array:
+    """Makes fp16 values around zero, in a range of a width."""
+    values = random.random(shape, dtype=np.float32)
+    values -= np.float32(0.5)
+    values *= np.float32(width)
+    return values.astype(np.float16)
 
 
 if __name__ == "__main__":

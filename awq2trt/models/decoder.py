@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.models.block_weights import BlockWeights, load_blocks, to_tensor, with_linears_of
+from awq2trt.models.block_weights import READ_FAR_AHEAD, BlockWeights, load_blocks, to_tensor, with_linears_of
 from awq2trt.models.cross_attention import Media, look_at_images
 from awq2trt.models.deepstack import Deepstack
 from awq2trt.models.families import GELU, GELU_TANH, RELU, SILU, DecoderSpec, LayerSpec, NormSpec, RopeSpec
@@ -456,7 +456,7 @@ def run_blocks(
     """
     runner = runner or BlockRunner.for_positions(source.spec, hidden.shape[1])
     at_once = max(1, TOKENS_AT_ONCE // hidden.shape[1])
-    for layer, stored in enumerate(load_blocks(source)):
+    for layer, stored in enumerate(load_blocks(source, ahead=READ_FAR_AHEAD)):
         weights = with_linears_of(source.spec, stored, factors)
         parts = (slice(start, start + at_once) for start in range(0, len(hidden), at_once))
         hidden = torch.cat([runner.run(weights, hidden[part], layer=layer, windows=part) for part in parts])

@@ -28,7 +28,7 @@ from awq2trt.errors import CalibrationError
 from awq2trt.machine.arithmetic import narrow_type
 from awq2trt.machine.behind import working_behind
 from awq2trt.machine.ranks import ALONE, Ranks
-from awq2trt.models.block_weights import load_blocks, with_linears_of
+from awq2trt.models.block_weights import READ_AHEAD, READ_FAR_AHEAD, load_blocks, with_linears_of
 from awq2trt.models.cross_attention import Media, without_cross
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Shown
 from awq2trt.models.deepstack import Deepstack
@@ -83,13 +83,14 @@ class Chain:
         first, layers = self.ranks.told(first), self.source.spec.num_layers
         if first == layers:
             return
-        apart = self.method.blocks_apart
+        worker, apart = self._worker(), self.method.blocks_apart
         own = self._given(streams, self.ranks.copied if apart else self.ranks.scattered)
         samples, seqlen = self.ranks.told(None if streams is None else tuple(streams.hidden.shape[:2])) or (0, 0)
         runner = BlockRunner.for_positions(self.source.spec, seqlen).placed(own.positions, own.media)
         if first:
             progress.note(f"continuing after {first} of {layers} blocks")
-        blocks, worker = load_blocks(self.source, first), self._worker()
+        passes = apart and self.ranks.count > 1
+        blocks = load_blocks(self.source, first, ahead=READ_FAR_AHEAD if passes else READ_AHEAD)
         with progress.task(title, total=layers - first) as advance:
             handover = Handover(self.ranks, apart, first, layers, outcome, advance)
             with working_behind(handover.most_behind) as behind:
