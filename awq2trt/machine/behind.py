@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 Work = Callable[[], None]
+Take = Callable[[Work], None]
 
 
 @contextmanager
-def working_behind(most: int) -> Iterator[Callable[[Work], None]]:
+def working_behind(most: int) -> Iterator[Take]:
     """Lets pieces of work be done one after another while the caller goes on; all are done when the context ends.
 
     None is done after one that failed; and if the caller fails, only the one that is under way.

@@ -26,7 +26,6 @@ from torch import Tensor
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.errors import CalibrationError
 from awq2trt.machine.arithmetic import narrow_type
-from awq2trt.machine.behind import working_behind
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import READ_AHEAD, READ_FAR_AHEAD, load_blocks, with_linears_of
 from awq2trt.models.cross_attention import Media, without_cross
@@ -93,7 +92,7 @@ class Chain:
         blocks = load_blocks(self.source, first, ahead=READ_FAR_AHEAD if passes else READ_AHEAD)
         with progress.task(title, total=layers - first) as advance:
             handover = Handover(self.ranks, apart, first, layers, outcome, advance)
-            with working_behind(handover.most_behind) as behind:
+            with handover.under_way() as finish:
                 for layer in range(first, layers):
                     with span("block", block=layer):
                         with span("read", block=layer):
@@ -106,7 +105,7 @@ class Chain:
                         del weights
                         with span("keep", block=layer):
                             after = worker._gathered(own, samples) if self.ranks.first or not apart else None
-                            behind(partial(handover.finish, layer, found, after))
+                            finish(layer, found, after)
 
     def _worker(self) -> Chain:
         """The chain as one rank works on a block: alone, if ranks take blocks in turn."""

@@ -6,12 +6,15 @@ the residual streams behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from awq2trt.machine.behind import Take, working_behind
 from awq2trt.machine.ranks import Ranks
 from awq2trt.models.decoder import Shown
 from awq2trt.progress import Advance
@@ -78,6 +81,9 @@ class Outcome:
     keep: Callable[[int, Link], None]
 
 
+Finish = Callable[[int, Found | None, Streams | None], None]
+
+
 @dataclass(frozen=True)
 class Handover:
     """The way of blocks to the first rank.
@@ -103,9 +109,20 @@ class Handover:
         """Whether this rank has work on a block."""
         return not self.apart or self._owner(layer) == self.ranks.rank
 
+    @contextmanager
+    def under_way(self) -> Iterator[Finish]:
+        """Lets finished blocks be on their way while the next is quantized; all have arrived when the context ends.
+
+        Yields:
+            What takes a block's number; the block, or None if another rank has it; and on the first rank the streams
+            behind it, for all windows. It waits if too many are on their way.
+        """
+        with working_behind(min(1, self._most_behind)) as store, working_behind(self._most_behind) as behind:
+            yield lambda layer, found, after: behind(partial(self._finish, store, layer, found, after))
+
     @property
-    def most_behind(self) -> int:
-        """How many blocks may be on their way while the next is quantized.
+    def _most_behind(self) -> int:
+        """How many blocks may be on their way.
 
         A CPU alone does everything in turn, since it would take the time from what it computes. The first of several
         ranks may have to wait for a block of each of the others.
@@ -114,20 +131,19 @@ class Handover:
             return self.ranks.count if self.ranks.first else 1
         return 0 if torch.empty(0).is_cpu else 1
 
-    def finish(self, layer: int, found: Found | None, after: Streams | None) -> None:
-        """Keeps a block on the first rank, or sends it there.
-
-        Args:
-            layer: The block's number.
-            found: The block; None on the first rank if another one has it.
-            after: The streams behind it, for all windows; None on other ranks.
-        """
+    def _finish(self, store: Take, layer: int, found: Found | None, after: Streams | None) -> None:
+        """Has a block stored on the first rank, while the next is packed or received; or sends it there."""
         if self.ranks.first and after is not None:
             packed, largest = self._received(layer) if found is None else self._packed(layer, found)
-            self.outcome.keep(layer, Link(packed, after, largest))
-            self._advance(layer)
+            store(partial(self._keep, layer, Link(packed, after, largest)))
         elif self.apart and found is not None:
             self._send(*self._packed(layer, found))
+
+    def _keep(self, layer: int, link: Link) -> None:
+        self.outcome.keep(layer, link)
+        turns, done = self.ranks.count if self.apart else 1, layer + 1 - self.first
+        if done % turns == 0 or layer + 1 == self.layers:
+            self.advance((done - 1) % turns + 1)
 
     def _owner(self, layer: int) -> int:
         return (layer - self.first) % self.ranks.count
@@ -143,8 +159,3 @@ class Handover:
         (tensors, search, reports, largest), arrays = self.ranks.received(self._owner(layer))
         of_tensors = dict(zip(tensors, arrays, strict=False))
         return StoredBlock(of_tensors, reports, dict(zip(search, arrays[len(tensors) :], strict=True))), largest
-
-    def _advance(self, layer: int) -> None:
-        turns, done = self.ranks.count if self.apart else 1, layer + 1 - self.first
-        if done % turns == 0 or layer + 1 == self.layers:
-            self.advance((done - 1) % turns + 1)

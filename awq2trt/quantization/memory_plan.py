@@ -181,12 +181,13 @@ def _stream(job: Job) -> int:
 def _behind(job: Job) -> int:
     """What the first rank has of blocks that ranks took in turn and that are not stored yet.
 
-    These are the stream behind a block of each rank, codes of its own block, and a packed block in two copies.
+    These are the streams behind a block of each rank and behind the one that is being stored, codes of its own block,
+    and two packed blocks, one of them in two copies.
     """
     if not job.method.blocks_apart or job.ranks == 1:
         return 0
     codes = sum(math.prod(job.spec.linear_shape(name)) for name in job.spec.block.linears)
-    return job.ranks * _stream(job) + 2 * codes
+    return (job.ranks + 1) * _stream(job) + codes + 3 * codes // 2
 
 
 def _gptq_matrices(method: BlockMethod, widths: Sequence[int]) -> int:
