@@ -59,6 +59,7 @@ class Job:
         head: Whether the head is quantized, too.
         sees: Whether the windows have images, of which deepstack adds features behind the first blocks.
         ranks: Number of ranks that do the work.
+        on_gpu: Whether it is a GPU's memory that is planned, in which no packed blocks are.
     """
 
     spec: DecoderSpec
@@ -69,6 +70,7 @@ class Job:
     head: bool = False
     sees: bool = False
     ranks: int = 1
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _behind(job: Job) -> int:
     if not job.method.blocks_apart or job.ranks == 1:
         return 0
     codes = sum(math.prod(job.spec.linear_shape(name)) for name in job.spec.block.linears)
-    return (job.ranks + 1) * _stream(job) + codes + 3 * codes // 2
+    return (job.ranks + 1) * _stream(job) + (0 if job.on_gpu else codes + 3 * codes // 2)
 
 
 def _gptq_matrices(method: BlockMethod, widths: Sequence[int]) -> int:

@@ -221,7 +221,8 @@ def _planned(source: ModelSource, request: QuantizeRequest, ranks: Ranks, progre
     limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
     head = options.head_scheme is not None
     sees = method.uses_text and is_image_text(Path(options.calib).expanduser())
-    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees, ranks.count)
+    on_gpu = request.device != DEFAULT_DEVICE
+    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees, ranks.count, on_gpu)
     plan = plan_memory(job, held_bytes(), limit)
     if limit is not None:
         bound_memory(limit)

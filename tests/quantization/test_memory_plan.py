@@ -53,11 +53,13 @@ def test_deepstack_of_images_is_counted() -> None:
 @pytest.mark.parametrize(("effort", "apart"), [("default", True), ("best", False)])
 def test_what_is_on_its_way_to_the_first_rank_is_counted(effort: str, apart: bool) -> None:
     alone = _job("llama-3-8b", effort=effort)
-    least, most = (plan_memory(job, BASE).parts for job in (alone, replace(alone, ranks=4)))
+    four = replace(alone, ranks=4)
+    least, most, gpu = (plan_memory(job, BASE).parts for job in (alone, four, replace(four, on_gpu=True)))
     streams = (4 + 1) * (4 * 16 * 512 * 4096)
     codes = 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336
     for part in ("calibrate", "scales", "codes", "report"):
         assert most[part] - least[part] == pytest.approx(1.1 * (streams + 2.5 * codes) if apart else 0, abs=2)
+        assert gpu[part] - least[part] == pytest.approx(1.1 * streams if apart else 0, abs=2)
 
 
 def test_a_limit_that_cannot_be_kept_is_refused_with_the_least_that_can() -> None:
