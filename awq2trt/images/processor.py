@@ -33,9 +33,10 @@ from awq2trt.images.tiles import Tiles, describe_tiles
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import CHANNELS, SeeingSpec, StillSpec
 from awq2trt.models.vision.mosaic import PINPOINTS, MosaicLayout, MosaicSpec
+from awq2trt.models.vision.patch_layout import FRAMES, MERGE, PATCH_SIZE
 from awq2trt.models.vision.patched import PatchVisionSpec
 from awq2trt.models.vision.prepared import Pixels
-from awq2trt.models.vision.tiled import TiledVisionSpec, TileLayout
+from awq2trt.models.vision.tiled import SCALE_FACTOR, TiledVisionSpec, TileLayout
 
 PROCESSOR_FILES: Final = ("preprocessor_config.json", "processor_config.json")
 """Files in which transformers stores an image processor: alone, or (since version 5) as part of the complete
@@ -182,24 +183,46 @@ def require_fit(processor: Processor, vision: SeeingSpec, *, where: str) -> None
         UnsupportedError: It does not.
     """
     if isinstance(vision, PatchVisionSpec):
-        tower = vision.tower
-        wanted = (tower.patch_size, tower.frames, tower.merge)
-        found = (processor.patch_size, processor.frames, processor.merge) if isinstance(processor, Patches) else ()
-        if found != wanted:
-            keys = "the tower's patch_size, temporal_patch_size and merge_size"
-            raise _misfit(keys, wanted, found, where)
+        _require_patches(processor, vision.tower.settings, where)
     elif isinstance(vision, TiledVisionSpec):
-        side = (vision.tower.image_size,)
-        tile = (processor.side,) if isinstance(processor, Tiles) else ()
-        if tile != side:
-            raise _misfit("the tower's image_size as its max_image_size", side, tile, where)
+        _require_tiles(processor, vision.tower.image_size, where)
     elif isinstance(vision, MosaicSpec):
         _require_mosaic(processor, vision, where)
     elif isinstance(vision, StillSpec):
         _require_side(processor, vision.tower.image_size, where)
 
 
-def _misfit(what: str, wanted: Sequence[int], found: Sequence[int], where: str) -> UnsupportedError:
+def require_recorded(processor: Processor, record: VisionRecord, *, where: str) -> None:
+    """Refuses a processor that was changed since the export, where the number or the size of what it makes tells it.
+
+    Args:
+        processor: The processor.
+        record: How the exported model sees.
+        where: The model, for errors.
+
+    Raises:
+        UnsupportedError: It makes patches, pieces or tiles of another size.
+    """
+    if MERGE in record.settings:
+        _require_patches(processor, record.settings, where)
+    elif SCALE_FACTOR in record.settings:
+        _require_tiles(processor, record.settings["image_size"], where)
+
+
+def _require_patches(processor: Processor, settings: Mapping[str, object], where: str) -> None:
+    wanted = tuple(settings.get(key) for key in (PATCH_SIZE, FRAMES, MERGE))
+    found = (processor.patch_size, processor.frames, processor.merge) if isinstance(processor, Patches) else ()
+    if found != wanted:
+        raise _misfit("the tower's patch_size, temporal_patch_size and merge_size", wanted, found, where)
+
+
+def _require_tiles(processor: Processor, side: object, where: str) -> None:
+    found = (processor.side,) if isinstance(processor, Tiles) else ()
+    if found != (side,):
+        raise _misfit("the tower's image_size as its max_image_size", (side,), found, where)
+
+
+def _misfit(what: str, wanted: Sequence[object], found: Sequence[int], where: str) -> UnsupportedError:
     return UnsupportedError(
         f"expected an image processor with {what}, {', '.join(map(str, wanted))}, got "
         f"{', '.join(map(str, found)) or 'one of another kind'}.",

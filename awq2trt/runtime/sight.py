@@ -15,7 +15,7 @@ from awq2trt.artifact.records import VisionRecord
 from awq2trt.errors import ArtifactError, UnsupportedError, UsageError
 from awq2trt.foreign_files import reading
 from awq2trt.images.pairs import MARKER
-from awq2trt.images.processor import Processor, read_processor
+from awq2trt.images.processor import Processor, read_processor, require_recorded
 from awq2trt.images.read import read_image
 from awq2trt.io_contract import VISION, IoContract
 from awq2trt.models.vision.arranging import arranged, require_settings, tokens_around
@@ -47,7 +47,7 @@ class Sight:
 
         Raises:
             CheckpointError: Its image processor is missing or damaged.
-            UnsupportedError: It is of an unknown kind.
+            UnsupportedError: It is of an unknown kind, or makes something else than the vision graph takes.
             ArtifactError: The manifest does not say how images of any size are divided.
         """
         contents = artifact.manifest.contents
@@ -58,6 +58,7 @@ class Sight:
         sight = cls(record, read_processor(artifact.directory), graph.io)
         with reading("how a model sees", artifact.directory, fix="export it again.", error=ArtifactError):
             require_settings(record)
+        require_recorded(sight.processor, record, where=str(artifact.directory))
         return sight
 
     @property

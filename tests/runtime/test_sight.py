@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -327,6 +328,23 @@ def test_a_processor_that_was_changed_is_named(any_size: Model, folder: Path) ->
     other = replace(any_size.sight, processor=replace(any_size.sight.processor, frames=1))
     with pytest.raises(UnsupportedError, match=r"makes pixel_values of \[48, 48\], and the vision graph takes"):
         other.prepare([folder / "good.png"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "says"),
+    [
+        ("qwen2.5-vl", {"merge_size": 4}, "patch_size, temporal_patch_size and merge_size, 4, 2, 2, got 4, 2, 4"),
+        ("smolvlm", {"max_image_size": {"longest_edge": 8192}}, "image_size as its max_image_size, 24, got 8192"),
+    ],
+)
+def test_a_processor_that_was_changed_is_refused_before_it_prepares_anything(
+    kind: str, change: dict[str, Any], says: str, loaded: Callable[[str], Model], tmp_path: Path
+) -> None:
+    artifact, name = loaded(kind).artifact, "preprocessor_config.json"
+    config = json.loads((artifact.directory / name).read_text())
+    (tmp_path / name).write_text(json.dumps({**config, **change}))
+    with pytest.raises(UnsupportedError, match=says):
+        Sight.of(replace(artifact, directory=tmp_path))
 
 
 def test_pieces_come_tile_by_tile(tiled: Model, folder: Path) -> None:
