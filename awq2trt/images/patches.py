@@ -119,7 +119,10 @@ def describe_patches(reader: KeyReader) -> Patches:
         for key, default in zip((MIN_PIXELS, MAX_PIXELS), _SIZES, strict=True)
     )
     if not 0 < fewest <= most <= _MOST_PIXELS:
-        raise reader.refusal(MAX_PIXELS, f"{MIN_PIXELS} ({fewest}) to {_MOST_PIXELS}, and both positive")
+        between = f"{MIN_PIXELS} ({fewest}) to {_MOST_PIXELS}, and both positive"
+        if reader.config.get(MAX_PIXELS) is not None:
+            raise reader.refusal(MAX_PIXELS, between)
+        raise reader.refusal("size", f"longest_edge from {between}")
     return Patches(
         fewest=fewest,
         most=most,

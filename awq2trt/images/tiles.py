@@ -150,7 +150,8 @@ def describe_tiles(reader: KeyReader) -> Tiles:
         levels=reader.levels(_DEFAULT_MEAN, _DEFAULT_STD),
     )
     if tiles.most > MOST_TILES:
-        raise reader.refusal("max_image_size", f"tiles of which a square image has {MOST_TILES} at most")
+        square = f"a square image of {tiles.longest} pixels"
+        raise reader.refusal("max_image_size", f"tiles of which {square} has {MOST_TILES} at most")
     return tiles
 
 

@@ -119,6 +119,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"size": {"height": 3, "width": 3}}, "size: expected numbers under shortest_edge and longest_edge"),
     "most": ({"max_pixels": "many"}, "max_pixels: expected a whole number from 1 to 67108864, got 'many'"),
     "order": ({"min_pixels": 5000, "max_pixels": 4000}, r"max_pixels: expected min_pixels \(5000\) to"),
+    "order in size": (
+        {"min_pixels": None, "max_pixels": None, "size": {"shortest_edge": 5000, "longest_edge": 4000}},
+        r"size: expected longest_edge from min_pixels \(5000\) to .*got {'shortest_edge': 5000, 'longest_edge': 4000}",
+    ),
     "patch": ({"patch_size": 0}, "patch_size: expected a whole number from 1 to 8192, got 0"),
 }
 

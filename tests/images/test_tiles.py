@@ -112,7 +112,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"size": {"height": 3, "width": 3}}, "size: expected a number from 1 to 8192 under longest_edge"),
     "tile": ({"max_image_size": 364}, "max_image_size: expected a number from 1 to 8192 under longest_edge, got 364"),
     "nothing": ({"max_image_size": {"longest_edge": 0}}, "max_image_size: expected a number from 1 to 8192"),
-    "crumbs": ({"max_image_size": {"longest_edge": 1}}, "tiles of which a square image has 1024 at most"),
+    "crumbs": (
+        {"max_image_size": {"longest_edge": 1}},
+        "tiles of which a square image of 1456 pixels has 1024 at most",
+    ),
     "splitting": ({"do_image_splitting": "yes"}, "do_image_splitting: expected true or false, got 'yes'"),
     "filter": ({"resample": 9}, "resample: expected"),
 }

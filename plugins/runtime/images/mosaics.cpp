@@ -67,6 +67,11 @@ Size Mosaics::best(const Size& image) const {
   });
 }
 
+Grid Mosaics::grid(const Size& image) const {
+  const Size size = best(image);
+  return {size.height / side, size.width / side};
+}
+
 // The image in proportion, with black margins.
 std::vector<uint8_t> Mosaics::large(const ImageView& image, const Size& size) const {
   const double by_height = ratio(size.height, image.height), by_width = ratio(size.width, image.width);
@@ -84,8 +89,8 @@ std::vector<uint8_t> Mosaics::large(const ImageView& image, const Size& size) co
 
 Pixels Mosaics::prepare(const ImageView& image) const {
   const Size size = best(image.size());
-  const Grid grid{size.height / side, size.width / side};
-  Pixels prepared{{}, {grid.cells() + 1, kChannels, side, side}, grid};
+  const Grid tiles = grid(image.size());
+  Pixels prepared{{}, {tiles.cells() + 1, kChannels, side, side}, tiles};
   prepared.values.reserve(static_cast<size_t>(prepared.shape[0] * kChannels * side * side));
   const auto append = [&](const std::vector<uint8_t>& rgb, const Size& of) {
     const Pixels tile = steps.prepare({rgb.data(), of.width, of.height});
@@ -94,8 +99,8 @@ Pixels Mosaics::prepare(const ImageView& image) const {
   append(resample(image, whole, steps.filter, {0, 0, whole.width, whole.height}), whole);
   const std::vector<uint8_t> rgb = large(image, size);
   const ImageView view{rgb.data(), size.width, size.height};
-  for (int64_t tile = 0; tile < grid.cells(); ++tile) {
-    const Window window{tile % grid.columns * side, tile / grid.columns * side, side, side};
+  for (int64_t tile = 0; tile < tiles.cells(); ++tile) {
+    const Window window{tile % tiles.columns * side, tile / tiles.columns * side, side, side};
     append(resample(view, size, steps.filter, window), {side, side});
   }
   return prepared;

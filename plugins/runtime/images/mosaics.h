@@ -20,6 +20,7 @@ struct Mosaics {
 
   // The first of the sizes that keep most of an image's pixels and waste fewest of their own.
   Size best(const Size& image) const;
+  Grid grid(const Size& image) const;  // of tiles without the whole image
   // The whole image, then tiles row by row.
   Pixels prepare(const ImageView& image) const;
 

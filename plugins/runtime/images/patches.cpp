@@ -35,12 +35,17 @@ Size Patching::resized(const Size& image) const {
   return size;
 }
 
+Grid Patching::grid(const Size& image) const {
+  const Size size = resized(image);
+  return {size.height / side(), size.width / side()};
+}
+
 Pixels Patching::prepare(const ImageView& image) const {
   const Size made = resized(image.size());
   const std::vector<uint8_t> rgb = resample(image, made, filter, {0, 0, made.width, made.height});
   const int64_t size = patch_size, unit = side();
-  const Grid grid{made.height / unit, made.width / unit};
-  Pixels prepared{{}, {grid.cells() * merge * merge, kChannels * frames * size * size}, grid};
+  const Grid pieces = grid(image.size());
+  Pixels prepared{{}, {pieces.cells() * merge * merge, kChannels * frames * size * size}, pieces};
   prepared.values.reserve(static_cast<size_t>(prepared.shape[0] * prepared.shape[1]));
   const auto append = [&](int64_t top, int64_t left) {
     for (int64_t channel = 0; channel < kChannels; ++channel) {
@@ -53,8 +58,8 @@ Pixels Patching::prepare(const ImageView& image) const {
       }
     }
   };
-  for (int64_t piece = 0; piece < grid.cells(); ++piece) {
-    const int64_t top = piece / grid.columns * unit, left = piece % grid.columns * unit;
+  for (int64_t piece = 0; piece < pieces.cells(); ++piece) {
+    const int64_t top = piece / pieces.columns * unit, left = piece % pieces.columns * unit;
     for (int64_t patch = 0; patch < merge * merge; ++patch) {
       append(top + patch / merge * size, left + patch % merge * size);
     }
@@ -79,8 +84,10 @@ Patching read_patching(const KeyReader& reader) {
   const int64_t fewest = reader.count("min_pixels", bounded(kFewest), most_pixels);
   const int64_t most = reader.count("max_pixels", bounded(kMost), most_pixels);
   if (fewest < 1 || fewest > most || most > most_pixels) {
-    reader.refuse("max_pixels", "min_pixels (" + std::to_string(fewest) + ") to " + std::to_string(most_pixels) +
-                                    ", and both positive");
+    const std::string range =
+        "min_pixels (" + std::to_string(fewest) + ") to " + std::to_string(most_pixels) + ", and both positive";
+    if (reader.find("max_pixels") != nullptr) reader.refuse("max_pixels", range);
+    reader.refuse("size", std::string(kMost) + " from " + range);
   }
   const Filter filter = reader.filter();
   const Levels levels = reader.levels();

@@ -28,6 +28,7 @@ struct Patching {
   int64_t side() const { return patch_size * merge; }
   // Both sides are whole pieces.
   Size resized(const Size& image) const;
+  Grid grid(const Size& image) const;  // of pieces
   // Patches, piece by piece: [patches, channels, frames, patch_size, patch_size].
   Pixels prepare(const ImageView& image) const;
 };

@@ -111,6 +111,10 @@ std::optional<Size> ImageProcessor::prepared_size() const {
   return steps == nullptr ? std::nullopt : steps->always_made();
 }
 
+Grid ImageProcessor::grid(const Size& image) const {
+  return std::visit([&](const auto& kind) { return kind.grid(image); }, kind_);
+}
+
 Pixels ImageProcessor::prepare(const ImageView& image) const {
   return std::visit([&](const auto& kind) { return kind.prepare(image); }, kind_);
 }

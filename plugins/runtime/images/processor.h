@@ -48,6 +48,8 @@ class ImageProcessor {
     return std::get_if<Kind>(&kind_);
   }
 
+  // The grid of what is made of an image of this size, before anything is.
+  Grid grid(const Size& image) const;
   Pixels prepare(const ImageView& image) const;
 
  private:

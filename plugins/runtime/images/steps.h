@@ -24,6 +24,7 @@ struct Steps {
   Size made(const Size& image) const { return crop ? *crop : resized(image); }
   // The same of every image; nothing if it depends on the image's own size.
   std::optional<Size> always_made() const { return crop ? crop : resizing.size; }
+  Grid grid(const Size&) const { return {}; }
   Pixels prepare(const ImageView& image) const;
 };
 

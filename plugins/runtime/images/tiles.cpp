@@ -57,26 +57,31 @@ Size Tiling::filled(const Size& scaled) const {
   return {whole(times(height, proportion)), height};
 }
 
+Grid Tiling::grid(const Size& image) const {
+  if (!splits) return {1, 1};
+  const Size size = filled(scaled(image));
+  return {size.height / side, size.width / side};
+}
+
 Pixels Tiling::prepare(const ImageView& image) const {
   Size size = scaled(image.size());
   std::vector<uint8_t> rgb = resized(image, size, filter);
-  Grid grid{1, 1};
   if (splits) {
     const Size full = filled(size);
     rgb = resized({rgb.data(), size.width, size.height}, full, filter);
     size = full;
-    grid = {size.height / side, size.width / side};
   }
+  const Grid tiles = grid(image.size());
   const ImageView large{rgb.data(), size.width, size.height};
-  Pixels prepared{{}, {grid.cells() + (grid.cells() > 1 ? 1 : 0), kChannels, side, side}, grid};
+  Pixels prepared{{}, {tiles.cells() + (tiles.cells() > 1 ? 1 : 0), kChannels, side, side}, tiles};
   prepared.values.reserve(static_cast<size_t>(prepared.shape[0] * kChannels * side * side));
   if (splits) {
-    for (int64_t tile = 0; tile < grid.cells(); ++tile) {
-      const Window window{tile % grid.columns * side, tile / grid.columns * side, side, side};
+    for (int64_t tile = 0; tile < tiles.cells(); ++tile) {
+      const Window window{tile % tiles.columns * side, tile / tiles.columns * side, side, side};
       append_planes(large, window, levels, &prepared.values);
     }
   }
-  if (!splits || grid.cells() > 1) {
+  if (!splits || tiles.cells() > 1) {
     const std::vector<uint8_t> whole = resized(large, {side, side}, filter);
     append_planes({whole.data(), side, side}, {0, 0, side, side}, levels, &prepared.values);
   }
@@ -93,7 +98,8 @@ Tiling read_tiling(const KeyReader& reader) {
   const Filter filter = reader.filter(Filter::kLanczos);
   const Tiling tiling{longest, side, splits, filter, reader.levels(kHalf, kHalf)};
   if (tiling.most() > kMostTiles) {
-    reader.refuse("max_image_size", "tiles of which a square image has " + std::to_string(kMostTiles) + " at most");
+    reader.refuse("max_image_size", "tiles of which a square image of " + std::to_string(longest) + " pixels has " +
+                                        std::to_string(kMostTiles) + " at most");
   }
   return tiling;
 }

@@ -26,6 +26,7 @@ struct Tiling {
   // With the longer side as it must be, and the shorter one even and in proportion; then with sides of whole tiles.
   Size scaled(const Size& image) const;
   Size filled(const Size& scaled) const;
+  Grid grid(const Size& image) const;  // of tiles without the whole image
   // Tiles row by row, and at last the whole image; an image of one tile is only that.
   Pixels prepare(const ImageView& image) const;
 };

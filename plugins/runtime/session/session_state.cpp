@@ -188,11 +188,11 @@ void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t heigh
     throw Error(ErrorCode::kUnsupported, "this model does not see: it is a model of text", model_->directory,
                 "say in words what the image shows, or load a model that sees.");
   }
-  const PreparedImage prepared = model_->sight->prepare(image);
-  const auto count = static_cast<size_t>(prepared.pieces);
+  const auto count = static_cast<size_t>(model_->sight->pieces(image.size()));
   size_t image_tokens = count;
   for (const Pieces& other : waiting_) image_tokens += other->count;
-  require_room(image_tokens, image_tokens);
+  require_room(image_tokens, image_tokens);  // before anything as large as they say is made
+  const PreparedImage prepared = model_->sight->prepare(image);
   waiting_.push_back(std::make_shared<const SeenImage>(
       SeenImage{model_->backend->embedder()->see(prepared), count, prepared.grid, prepared.texts}));
 }

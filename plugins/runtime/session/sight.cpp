@@ -133,20 +133,27 @@ Sight::Sight(const VisionRecord& record, const VisionContract& contract, const I
                                                   ? tokenizer.vocabulary().text(record.image_token)
                                                   : "")) {}
 
+int64_t Sight::pieces(const Size& image) const {
+  const Grid grid = processor_.grid(image);
+  if (record_.patches) return grid.cells();
+  if (!record_.tiles) return contract_.pieces;
+  if (record_.tiles->side_by_side) {
+    return static_cast<int64_t>(mosaic_order(record_.tiles->side(), grid, image).size());
+  }
+  return static_cast<int64_t>(texts_around(grid).size() - 1) * contract_.pieces;
+}
+
 PreparedImage Sight::prepare(const ImageView& image) const {
   Pixels pixels = processor_.prepare(image);
-  PreparedImage prepared{std::move(pixels.values), std::move(pixels.shape)};
+  PreparedImage prepared{std::move(pixels.values), std::move(pixels.shape), pieces(image.size())};
   if (const auto& patches = record_.patches) {
     prepared.grid = pixels.grid;
-    prepared.pieces = pixels.grid.cells();
     add_places(patches->merge, &prepared);
     if (patches->window_size != 0) add_windows(patches->merge, patches->window_side(), &prepared);
   } else if (record_.tiles && record_.tiles->side_by_side) {
     prepared.order = mosaic_order(record_.tiles->side(), pixels.grid, image.size());
-    prepared.pieces = static_cast<int64_t>(prepared.order.size());
-  } else {
-    if (record_.tiles) prepared.texts = texts_around(pixels.grid);
-    prepared.pieces = prepared.shape[0] * contract_.pieces;
+  } else if (record_.tiles) {
+    prepared.texts = texts_around(pixels.grid);
   }
   return prepared;
 }
@@ -212,8 +219,9 @@ Prompt Sight::place(const std::vector<int32_t>& tokens, const std::vector<Pieces
                                                           : static_cast<std::ptrdiff_t>(tokens_per_image());
     if (row < pieces) {
       throw Error(ErrorCode::kBadArgument,
-                  "expected " + std::to_string(pieces) + " image tokens in a row for each image" +
-                      (known && !images[found]->texts.empty() ? " or tile" : "") + ", got fewer",
+                  "expected " + std::to_string(pieces) + " image tokens in a row for " +
+                      (known && !images[found]->texts.empty() ? "each tile of " : "") + "image " +
+                      std::to_string(found + 1) + ", got " + std::to_string(row),
                   "Session::append_tokens", "repeat the token " + std::to_string(record_.image_token) + " so often.");
     }
     if (known) {

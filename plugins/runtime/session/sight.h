@@ -34,6 +34,8 @@ class Sight {
   // Pieces of every image; kAnyCount if they depend on its size.
   int64_t tokens_per_image() const { return record_.tokens_per_image == 0 ? kAnyCount : record_.tokens_per_image; }
   const VisionContract& contract() const { return contract_; }
+  // Pieces of an image of this size.
+  int64_t pieces(const Size& image) const;
   PreparedImage prepare(const ImageView& image) const;
 
   // Messages with a marker for each of so many images: before the user's last text, where there are none. Throws Error,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ def test_places_and_images_must_be_as_many(native: NativeModel) -> None:
     with pytest.raises(UsageError, match=says):
         session.append_tokens([1, IMAGE_TOKEN, IMAGE_TOKEN])
     session.append_image(PICTURES[0])
-    with pytest.raises(UsageError, match="image tokens in a row for each image, got fewer"):
+    with pytest.raises(UsageError, match=r"\d image tokens in a row for image 1, got 1 "):
         session.append_tokens([IMAGE_TOKEN])
     with pytest.raises(UsageError, match="images that wait for a place in messages or text: 1"):
         session.generate()
@@ -114,6 +116,22 @@ def test_more_images_than_the_session_holds(native: NativeModel) -> None:
         session.append_image(PICTURES[0])
     with pytest.raises(UsageError, match=f"would need {3 * count} tokens, {3 * count} of them of images") as caught:
         session.append_image(PICTURES[0])
+    assert vars(caught.value)["code"] == native_library.TOO_LONG
+
+
+def test_nothing_is_made_of_an_image_that_does_not_fit(changed: Path) -> None:
+    name = "preprocessor_config.json"
+    huge = {"size": {"shortest_edge": 8192**2, "longest_edge": 8192**2}}
+    replace_file(changed, name, json.dumps({**json.loads((changed / name).read_text()), **huge}).encode())
+    session = NativeModel.load(changed).session()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), hard))  # its patches would take 1.6 GB
+    try:
+        with pytest.raises(UsageError, match="would need 1048576 tokens, 1048576 of them of images") as caught:
+            session.append_image(PICTURES[5])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert vars(caught.value)["code"] == native_library.TOO_LONG
 
 

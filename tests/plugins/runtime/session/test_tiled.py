@@ -73,7 +73,7 @@ def test_tiles_stand_apart_among_tokens(native: NativeModel) -> None:
     session.append_image(PICTURES[0])  # two rows of two tiles, and the whole
     tile = [FAKE_TOKEN, *[IMAGE_TOKEN] * PIECES]
     for tokens in (tile * 4, tile * 4 + [IMAGE_TOKEN] * (PIECES - 1), tile * 6):
-        with pytest.raises(UsageError, match=r"a row for each image or tile|waits? for one: 1"):
+        with pytest.raises(UsageError, match=r"a row for each tile of image 1, got [18]|waits? for one: 1"):
             session.append_tokens([1, *tokens])
     with pytest.raises(UsageError, match="places for images: 2; images that wait for one: 1"):
         session.append_text("<image><image>")
