@@ -48,8 +48,10 @@ class Cache {
 
   // Appends tokens: at least one, at most the backend's longest call, and no more than there is room for.
   virtual void append(const NewTokens& tokens) = 0;
-  // Results of the last append: the token with the largest score, the lowest of equals; and all scores, [vocab_size].
-  virtual int32_t best() = 0;
+  // Results of the last append: all scores, [vocab_size]; and, if the graph itself finds it, the token with the largest
+  // one, the lowest of equals.
+  virtual bool finds_best() const { return false; }
+  virtual int32_t best() { return -1; }
   virtual void read_logits(float* logits) = 0;
 
   virtual void rewind(int64_t position) = 0;  // keeps the first tokens, at most as many as it has

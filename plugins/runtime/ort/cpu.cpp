@@ -50,12 +50,8 @@ class CpuCache : public Cache {
     position_ += length;
   }
 
-  int32_t best() override {
-    if (shared_->contract.next_token) return static_cast<int32_t>(next_token_);
-    scores_.resize(static_cast<size_t>(shared_->contract.vocab_size));
-    read_logits(scores_.data());
-    return static_cast<int32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
-  }
+  bool finds_best() const override { return shared_->contract.next_token; }
+  int32_t best() override { return static_cast<int32_t>(next_token_); }
 
   void read_logits(float* logits) override {
     const Contract& contract = shared_->contract;
@@ -160,7 +156,6 @@ class CpuCache : public Cache {
   std::vector<std::vector<char>> embeddings_;  // bound, as the next two
   std::vector<char> cos_, sin_;
   std::shared_ptr<const RotaryRows> bound_;
-  std::vector<float> scores_;
   std::vector<Bytes> caches_;
   Binding binding_;
   Owned<abi::RunOptions> options_;

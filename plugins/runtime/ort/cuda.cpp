@@ -31,10 +31,6 @@ struct Device {
   mutable Worker worker;
 };
 
-int32_t index_of_largest(const std::vector<float>& scores) {
-  return static_cast<int32_t>(std::max_element(scores.begin(), scores.end()) - scores.begin());
-}
-
 // Buffers of a conversation, bound once; lives and works on the worker's thread.
 class Slot {
  public:
@@ -303,12 +299,8 @@ class CudaCache : public Cache {
     position_ += static_cast<int64_t>(tokens.count);
   }
 
-  int32_t best() override {
-    if (pool_->device().plan.contract.next_token) return static_cast<int32_t>(slot_->chosen());
-    scores_.resize(static_cast<size_t>(pool_->device().plan.contract.vocab_size));
-    read_logits(scores_.data());
-    return index_of_largest(scores_);
-  }
+  bool finds_best() const override { return pool_->device().plan.contract.next_token; }
+  int32_t best() override { return static_cast<int32_t>(slot_->chosen()); }
 
   void read_logits(float* logits) override {
     pool_->run([&] { slot_->fetch_logits(); });
@@ -329,7 +321,6 @@ class CudaCache : public Cache {
   const int64_t capacity_;
   std::unique_ptr<Slot> slot_;
   int64_t position_ = 0;
-  std::vector<float> scores_;
 };
 
 class CudaEmbedder : public Embedder {

@@ -47,7 +47,7 @@ class SessionState::Answering : public Continuation {
     session_.cache_->read_logits(logits_.data());
     return logits_.data();
   }
-  bool finds_best() const override { return true; }
+  bool finds_best() const override { return session_.cache_->finds_best(); }
   int32_t best() override { return session_.run_waiting(true) ? session_.cache_->best() : -1; }
   void append(int32_t token) override {
     // The last token of a full session is given although the cache has no place for it.

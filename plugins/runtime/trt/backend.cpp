@@ -133,11 +133,6 @@ class EngineCache : public Cache {
     run([&] { slot_->append(tokens, position_); });
     position_ += static_cast<int64_t>(tokens.count);
   }
-  int32_t best() override {
-    scores_.resize(static_cast<size_t>(device_->contract.vocab_size));
-    read_logits(scores_.data());
-    return static_cast<int32_t>(std::max_element(scores_.begin(), scores_.end()) - scores_.begin());
-  }
   void read_logits(float* logits) override {
     run([&] { slot_->fetch_logits(); });
     slot_->widen_logits(logits);  // on this thread: the worker may be busy with other sessions
@@ -157,7 +152,6 @@ class EngineCache : public Cache {
   const int64_t capacity_;
   std::unique_ptr<Slot> slot_;
   int64_t position_ = 0;
-  std::vector<float> scores_;
 };
 
 class EngineBackend : public Backend {

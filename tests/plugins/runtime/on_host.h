@@ -4,6 +4,7 @@
 //   see PIXELS VALUE: the pieces of an image of so many equal numbers
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -74,6 +75,20 @@ inline void append(const awq2trt::Backend& backend, const std::vector<int32_t>& 
   cache->append({tokens.data(), tokens.size(), rows.data()});
 }
 
+// All scores of a session's last call.
+inline std::vector<float> logits_of(const awq2trt::Backend& backend, awq2trt::Cache* cache) {
+  std::vector<float> logits(static_cast<size_t>(backend.vocab_size()));
+  cache->read_logits(logits.data());
+  return logits;
+}
+
+// The token with the largest of them, as the graph or else the host finds it.
+inline int32_t best_of(const awq2trt::Backend& backend, awq2trt::Cache* cache) {
+  if (cache->finds_best()) return cache->best();
+  const std::vector<float> logits = logits_of(backend, cache);
+  return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
 // Greedy continuations of one session's forks, each on its own thread; returns whether all are the same.
 inline bool same_on_threads(const awq2trt::Backend& backend, const awq2trt::Cache& session, int count, int tokens) {
   std::vector<std::vector<int32_t>> answers(static_cast<size_t>(count));
@@ -82,7 +97,7 @@ inline bool same_on_threads(const awq2trt::Backend& backend, const awq2trt::Cach
     threads.emplace_back([&answer, &backend, &session, tokens] {
       const auto copy = session.fork();
       for (int i = 0; i < tokens; ++i) {
-        answer.push_back(copy->best());
+        answer.push_back(best_of(backend, copy.get()));
         append(backend, {answer.back()}, copy.get());
       }
     });
@@ -124,11 +139,9 @@ inline void serve(const awq2trt::Backend& backend) {
     } else if (command == "fork") {
       sessions[numbers.at(0)] = sessions.at(session)->fork();
     } else if (command == "best") {
-      std::cout << sessions.at(session)->best() << '\n';
+      std::cout << best_of(backend, sessions.at(session).get()) << '\n';
     } else if (command == "logits") {
-      std::vector<float> logits(static_cast<size_t>(backend.vocab_size()));
-      sessions.at(session)->read_logits(logits.data());
-      print(logits);
+      print(logits_of(backend, sessions.at(session).get()));
     } else if (command == "threads") {
       std::cout << same_on_threads(backend, *sessions.at(session), numbers.at(0), numbers.at(1)) << '\n';
     }

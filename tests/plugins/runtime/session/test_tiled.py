@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from native_sessions import assert_same, require_runtime_library
+from native_sessions import asked, assert_same, require_runtime_library
 from pictures import picture
 from seen_answers import build_for_cpu
 from tiny_llava_next import publish_llava_next
@@ -81,6 +82,16 @@ def test_tiles_stand_apart_among_tokens(native: NativeModel) -> None:
         session.append_text("a")
     session.append_tokens(tile * 5)
     assert session.generate(FREE).tokens
+
+
+@pytest.mark.parametrize("built", ["smolvlm"], indirect=True)
+def test_scores_that_are_no_numbers_are_an_error_without_sampling_too(changed: Path) -> None:
+    name = "preprocessor_config.json"
+    config = {**json.loads((changed / name).read_text()), "image_mean": [1e300] * 3}  # infinite as float32
+    replace_file(changed, name, json.dumps(config).encode())
+    session = asked(NativeModel.load(changed), [user_message("a")], PICTURES[:1])
+    with pytest.raises(Awq2trtError, match="the score of token 0 is not a number"):
+        session.generate(FREE)
 
 
 def _settings(value: dict[str, Any]) -> dict[str, Any]:
