@@ -27,6 +27,7 @@ from awq2trt.images.read import read_image
 from awq2trt.machine.gpu import load_libraries, read_driver
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tensorrt_library
+from awq2trt.models.vision.description import CHANNELS
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.chat import Message, user_message
 from awq2trt.runtime.first_run import passed_mark, write_mark
@@ -177,7 +178,16 @@ class NativeSession:
 
         Args:
             image: RGB, uint8 [height, width, 3].
+
+        Raises:
+            UsageError: It is something else, or does not fit.
         """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != CHANNELS:
+            raise UsageError(
+                f"expected an image as uint8 [height, width, {CHANNELS}], got {image.dtype} {list(image.shape)}.",
+                where="append_image",
+                fix="convert it to RGB of 8 bits.",
+            )
         pixels = np.ascontiguousarray(image)
         height, width = pixels.shape[:2]
         call("session_append_image", self._handle, pixels.ctypes.data_as(ctypes.c_void_p), width, height)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,14 @@ def test_sizes_that_make_no_sense(width: int, height: int, says: str, native: Na
     session.append([user_message("a")])  # without an image that waits
     call = native_library.library().awq2trt_session_append_image
     assert call(None, bytes(12), 2, 2) == native_library.BAD_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((9, 9), "uint8"), ((9, 9, 4), "uint8"), ((3, 9, 9), "uint8"), ((9, 9, 3), "float32")]
+)
+def test_arrays_that_are_no_rgb_of_8_bits(shape: tuple[int, ...], dtype: str, native: NativeModel) -> None:
+    with pytest.raises(UsageError, match=rf"got {dtype} {re.escape(str(list(shape)))}"):
+        native.session().append_image(np.zeros(shape, dtype))
 
 
 def refuses(session: NativeSession, places: int, waiting: int) -> None:
