@@ -35,11 +35,14 @@ def save_all(pictures: Pictures, folder: Path) -> None:
 
 
 def asked(model: NativeModel, messages: Sequence[Any], images: Pictures, room: int = 0) -> NativeSession:
-    """A session of the C++ library with images and messages; `room` is its capacity, 0 for the model's."""
+    """A session of the C++ library with images and messages, or a text; `room` is its capacity, 0 for the model's."""
     session = model.session(room)
     for image in images:
         session.append_image(image)
-    session.append(messages)
+    if isinstance(messages, str):
+        session.append_text(messages, allow_special=True)
+    else:
+        session.append(messages)
     return session
 
 
@@ -48,15 +51,21 @@ def answered(
 ) -> tuple[list[int], list[int]]:
     """The Python runtime's prompt and greedy answer of so many tokens; None for all that fit."""
     assert model.sight is not None
-    shown = model.sight.prepare(files)
-    tokens = model._tokens(model.sight, messages, shown)
-    return tokens, list(generate(model.backend, tokens, Sampler(Sampling()), max_new_tokens=count, images=shown))
+    tokens = model._tokens(model.sight, messages, model.sight.prepare(files))
+    return tokens, continued(model, tokens, files, count)
+
+
+def continued(model: Model, tokens: Sequence[int], files: Sequence[Path], count: int | None) -> list[int]:
+    """The Python runtime's greedy answer to tokens with images, as of `answered`."""
+    assert model.sight is not None
+    options: dict[str, Any] = {"max_new_tokens": count, "images": model.sight.prepare(files)}
+    return list(generate(model.backend, tokens, Sampler(Sampling()), **options))
 
 
 def assert_same(
     native: NativeModel, python: Model, messages: Sequence[Any], pictures: Sequence[NDArray[np.uint8]], folder: Path
 ) -> list[int]:
-    """Asserts that both runtimes make the same prompt of messages and pictures, and answer the same.
+    """Asserts that both runtimes make the same prompt of messages, or a text, and pictures, and answer the same.
 
     Args:
         native: In the C++ library.

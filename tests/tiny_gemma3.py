@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tiny_exports import export_saved
-from tiny_models import save_tokenizer, spread_weights_
+from tiny_models import publish, save_tokenizer, spread_weights_
 from transformers import AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -50,6 +50,25 @@ TOWER: dict[str, Any] = {
     "vision_use_head": False,
 }
 
+TEMPLATE = """{{ bos_token }}{%- for message in messages -%}{%- if (message['role'] == 'user') != (loop.index0 % \
+2 == 0) -%}{{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}{%- endif -%}\
+{%- if (message['role'] == 'assistant') -%}{%- set role = "model" -%}{%- else -%}{%- set role = message['role'] -%}\
+{%- endif -%}{{ '<start_of_turn>' + role + '\n' }}{%- if message['content'] is string -%}\
+{{ message['content'] | trim }}{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}\
+{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}\
+{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}\
+{{'<start_of_turn>model\n'}}{%- endif -%}"""
+"""As google/gemma-3-4b-it has it, without its part for a system's message."""
+
+_PUBLISHED_TEXT: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "max_position_embeddings": 400,
+}
+
 
 def save_gemma3(
     directory: Path, *, text: dict[str, Any] | None = None, tower: dict[str, Any] | None = None, **overrides: Any
@@ -87,6 +106,13 @@ def save_gemma3(
     tokenizer.save_pretrained(directory)
     side = seeing["image_size"]
     Gemma3ImageProcessorPil(size={"height": side, "width": side}).save_pretrained(directory)
+    return directory
+
+
+def publish_gemma3(directory: Path) -> Path:
+    """Saves a model as it would be published: in fp16, with a chat template."""
+    save_gemma3(directory, text=_PUBLISHED_TEXT)
+    publish(directory, Gemma3ForConditionalGeneration, TEMPLATE)
     return directory
 
 

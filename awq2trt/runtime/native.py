@@ -28,6 +28,7 @@ from awq2trt.machine.gpu import load_libraries, read_driver
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tensorrt_library
 from awq2trt.models.vision.description import CHANNELS
+from awq2trt.models.vision.pooled import BEFORE_IMAGE
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.runtime.chat import Message, user_message
 from awq2trt.runtime.first_run import passed_mark, write_mark
@@ -386,7 +387,9 @@ class NativeModel:
         asked = [user_message(prompt)] if isinstance(prompt, str) else prompt
         if self.tokens_per_image:
             asked = asked if raw else with_markers(asked, len(images))
-            require_places(sum(message["content"].count(MARKER) for message in asked), len(images))
+            texts = [message["content"] for message in asked]
+            if not any(BEFORE_IMAGE in text for text in texts):  # of which the library knows whether it is a place
+                require_places(sum(text.count(MARKER) for text in texts), len(images))
         for image in images:
             session.append_image(read_image(Path(image)))
         if raw:

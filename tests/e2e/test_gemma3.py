@@ -18,8 +18,7 @@ from seen_answers import (
     question_about,
     save_pictures,
 )
-from tiny_gemma3 import END_OF_IMAGE, IMAGE_TOKEN, PIECES, SPECIAL, START_OF_IMAGE, save_gemma3
-from tiny_models import publish
+from tiny_gemma3 import END_OF_IMAGE, IMAGE_TOKEN, PIECES, SPECIAL, START_OF_IMAGE, TEMPLATE, publish_gemma3
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
@@ -31,24 +30,6 @@ from awq2trt.runtime.ort.loading import DeviceOptions
 
 CAPACITY = 400
 
-TEMPLATE = """{{ bos_token }}{%- for message in messages -%}{%- if (message['role'] == 'user') != (loop.index0 % \
-2 == 0) -%}{{ raise_exception("Conversation roles must alternate user/assistant/user/assistant/...") }}{%- endif -%}\
-{%- if (message['role'] == 'assistant') -%}{%- set role = "model" -%}{%- else -%}{%- set role = message['role'] -%}\
-{%- endif -%}{{ '<start_of_turn>' + role + '\n' }}{%- if message['content'] is string -%}\
-{{ message['content'] | trim }}{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}\
-{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}\
-{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}\
-{{'<start_of_turn>model\n'}}{%- endif -%}"""
-"""As google/gemma-3-4b-it has it, without its part for a system's message."""
-
-TEXT: dict[str, Any] = {
-    "hidden_size": 128,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 64,
-    "query_pre_attn_scalar": 64,
-    "max_position_embeddings": 400,
-}
 SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
 
 
@@ -56,8 +37,7 @@ SHAPES = [(60, 80), (80, 60), (24, 24), (9, 120), (300, 40)]
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder: `model`, as it would be published, and a build for the CPU."""
     folder = tmp_path_factory.mktemp("gemma3")
-    save_gemma3(folder / "model", text=TEXT)
-    publish(folder / "model", Gemma3ForConditionalGeneration, TEMPLATE)
+    publish_gemma3(folder / "model")
     save_pictures(folder, SHAPES)
     build_for_cpu(folder, CAPACITY)
     return folder

@@ -82,30 +82,41 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
         load_model(directory, DeviceOptions(), backend="native")
 
 
-@pytest.mark.usefixtures("needs_library")
-@pytest.mark.parametrize(
-    ("family", "export"),
-    [
-        ("openflamingo", export_flamingo),
-        ("gemma3-vision", export_gemma3),
-    ],
-)
-def test_images_that_the_library_cannot_show_the_package_shows(
-    family: str, export: Callable[[Path], Artifact], tmp_path: Path
-) -> None:
-    exported, spec = export(tmp_path), model_spec(str(tmp_path / "checkpoint"))
-    request = LowerRequest(find_target("cpu"), tmp_path / "cpu", fusion=False)
+def _lowered(export: Callable[[Path], Artifact], folder: Path) -> Path:
+    """A model that sees, built for the CPU, with `a.png` beside it."""
+    exported, spec = export(folder), model_spec(str(folder / "checkpoint"))
+    request = LowerRequest(find_target("cpu"), folder / "cpu", fusion=False)
     lower_stage(exported, spec, request, SilentProgress())
-    Image.fromarray(picture(24, 30)).save(tmp_path / "a.png")
+    Image.fromarray(picture(24, 30)).save(folder / "a.png")
+    return folder / "cpu"
+
+
+@pytest.mark.usefixtures("needs_library")
+@pytest.mark.parametrize("export", [export_flamingo, export_gemma3])
+def test_the_library_shows_images_to_decoders_of_tables(export: Callable[[Path], Artifact], tmp_path: Path) -> None:
+    directory = _lowered(export, tmp_path)
+    chosen, python = (load_model(directory, DeviceOptions(), backend=backend) for backend in ("auto", "ort"))
+    assert isinstance(chosen, NativeModel)
+    answers = [
+        model.generate_text("<image>a", images=[tmp_path / "a.png"], raw=True, max_new_tokens=8)
+        for model in (chosen, python)
+    ]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.usefixtures("needs_library")
+def test_images_that_the_library_cannot_show_the_package_shows(tmp_path: Path) -> None:
+    directory = _lowered(export_gemma3, tmp_path)
+    edit_manifest(directory, lambda value: value["contents"]["model"]["vision"].update(family="another"))
     progress = Notes()
-    model = load_model(tmp_path / "cpu", DeviceOptions(), progress=progress)
+    model = load_model(directory, DeviceOptions(), progress=progress)
     assert isinstance(model, Model)
-    why = f"cannot show images to models of the family '{family}', only to those of 'llava'"
+    why = "cannot show images to models of the family 'another', only to those of 'gemma3-vision'"
     assert progress.notes[0].startswith("the C++ library cannot run this model: ")
     assert why in progress.notes[0]
     assert model.generate_text("<image>a", images=[tmp_path / "a.png"], raw=True, max_new_tokens=4)
     with pytest.raises(UnsupportedError, match=why) as caught:
-        load_model(tmp_path / "cpu", DeviceOptions(), backend="native")
+        load_model(directory, DeviceOptions(), backend="native")
     assert caught.value.fix is not None
     assert "`awq2trt run --runtime ort`" in caught.value.fix
 

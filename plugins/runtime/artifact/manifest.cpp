@@ -30,7 +30,9 @@ constexpr char kQwenVl[] = "qwen2_5_vl";
 constexpr char kQwen3Vl[] = "qwen3_vl";
 constexpr char kSmolVlm[] = "smolvlm";
 constexpr char kLlavaNext[] = "llava_next";
-constexpr const char* kSeeing[] = {kLlava, kLlavaNext, kQwenVl, kQwen3Vl, kSmolVlm};
+constexpr char kGemma3[] = "gemma3-vision";
+constexpr char kFlamingo[] = "openflamingo";
+constexpr const char* kSeeing[] = {kGemma3, kLlava, kLlavaNext, kFlamingo, kQwenVl, kQwen3Vl, kSmolVlm};
 constexpr int64_t kLargestPart = 1 << 13;  // of an image, in pixels or frames
 constexpr size_t kPositionNumbers = 3;     // frame, row and column
 constexpr char kKit[] = "kit";
@@ -239,7 +241,10 @@ VisionRecord read_vision(Fields* model, Fields* graphs) {
   }
   VisionRecord record{};
   record.image_token = token_of(&fields, "image_token");
-  if (family == kLlava) {
+  if (family == kLlava || family == kGemma3 || family == kFlamingo) {
+    record.kind = family == kGemma3     ? ImageKind::kBlocks
+                  : family == kFlamingo ? ImageKind::kAttended
+                                        : ImageKind::kPieces;
     record.tokens_per_image = size_of(&fields, "tokens_per_image", 1);
   } else if (family == kSmolVlm || family == kLlavaNext) {
     Fields settings(fields.need("settings"), fields.place("settings"));

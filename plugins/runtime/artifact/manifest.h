@@ -63,10 +63,18 @@ struct RopeRecord {
   std::vector<size_t> followed;  // the number that each pair of channels follows
 };
 
+// How a decoder takes images.
+enum class ImageKind {
+  kPieces,    // pieces are rows of its tokens, each of which sees those before it
+  kBlocks,    // the same, but tokens of an image see each other; something is written around them
+  kAttended,  // it attends to pieces of images, of which one token marks each
+};
+
 // How images enter a model that sees.
 struct VisionRecord {
-  int32_t image_token;                 // stands for a piece of an image
-  int64_t tokens_per_image;            // pieces; 0 if they depend on the image's size
+  ImageKind kind;
+  int32_t image_token;                 // stands for a piece of an image, or marks one
+  int64_t tokens_per_image;            // image tokens; 0 if they depend on the image's size
   std::optional<PatchRecord> patches;  // of images of any size
   std::optional<TileRecord> tiles;     // the same; there is one of the two at most
   std::optional<RopeRecord> rope;      // nothing if a decoder counts pieces like words

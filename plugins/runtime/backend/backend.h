@@ -13,10 +13,9 @@
 
 namespace awq2trt {
 
-// Tables with a row for every slot of a cache, [capacity, pairs of channels].
-struct RotaryRows {
-  std::vector<float> cos, sin;
-};
+// Numbers of the tables that a decoder reads, as Contract::tables has them: the same in every call until the images of
+// a conversation change. Slots and numbers of images are whole, and exact in a float.
+using Tables = std::vector<std::vector<float>>;
 
 // New tokens of a conversation.
 struct NewTokens {
@@ -24,7 +23,7 @@ struct NewTokens {
   size_t count;
   // What a decoder of embeddings reads instead of ids, [count, width]; null for a decoder of tokens.
   const float* rows = nullptr;
-  std::shared_ptr<const RotaryRows> rotary = nullptr;  // for a decoder that reads tables
+  std::shared_ptr<const Tables> tables = nullptr;  // for a decoder that reads some; others only if they differ
 };
 
 // The graphs beside the decoder of a model that sees. Any thread may call it.
@@ -34,7 +33,7 @@ class Embedder {
   virtual int64_t width() const = 0;  // of a row, with all parts that the decoder reads
   // Rows of tokens, [count, width].
   virtual void embed(const int32_t* ids, size_t count, float* rows) const = 0;
-  // Pieces of a prepared image, [pieces, width]: rows in place of those of image tokens.
+  // Pieces of a prepared image: [pieces, width], rows in place of those of image tokens, or what a decoder attends to.
   virtual std::vector<float> see(const PreparedImage& image) const = 0;
 };
 

@@ -52,15 +52,40 @@ int64_t channels_of(const TensorRecord& part, Number rows, const std::string& wh
   return part.shape[2];
 }
 
-void take_rotary_sizes(const TensorRecord& table, Contract* contract, const std::string& where) {
-  const bool first = contract->rotary_pairs == 0;
-  const Number number = number_of(table.dtype, where);
-  if (table.shape.size() != 2 || table.shape[0] != contract->capacity || !sized(table.shape[1]) ||
-      number == Number::kInt8 || (!first && (table.shape[1] != contract->rotary_pairs || number != contract->rotary))) {
+bool is_table(const std::string& name) {
+  constexpr const char* kTables[] = {kRotaryCos, kRotarySin, kAttendedImages, kImageOfSlot, kVisibleEnd};
+  return std::find(std::begin(kTables), std::end(kTables), name) != std::end(kTables);
+}
+
+void take_table(const TensorRecord& table, Contract* contract, const std::string& where) {
+  const bool of_slots = table.name == kImageOfSlot || table.name == kVisibleEnd;  // a whole number for each
+  const bool images = table.name == kAttendedImages;
+  const Number number = of_slots && table.dtype == "int64" ? Number::kInt64 : number_of(table.dtype, where);
+  const std::vector<int64_t>& shape = table.shape;
+  const bool fits = shape.size() == (images     ? 3
+                                     : of_slots ? 1
+                                                : 2) &&
+                    std::all_of(shape.begin(), shape.end(), sized) &&
+                    (images ? sized(shape[0] * shape[1]) : shape[0] == contract->capacity);
+  if (!fits || number == Number::kInt8 || (number == Number::kInt64) != of_slots) {
     unsupported("tables of these sizes or of type " + table.dtype, where + ": " + table.name);
   }
-  contract->rotary_pairs = table.shape[1];
-  contract->rotary = number;
+  contract->tables.push_back({table.name, number, shape});
+}
+
+// Refuses tables that this library does not fill.
+void require_tables(const Contract& contract, const std::string& where) {
+  std::string names;
+  for (const TableContract& table : contract.tables) names += (names.empty() ? "" : " ") + table.name;
+  const std::string rotary = std::string(kRotaryCos) + " " + kRotarySin;
+  const std::string attended = std::string(kAttendedImages) + " " + kImageOfSlot;
+  if (!names.empty() && names != rotary && names != attended && names != kVisibleEnd) {
+    unsupported("a decoder with the tables " + names, where);
+  }
+  if (names == rotary && (contract.tables[0].shape != contract.tables[1].shape ||
+                          contract.tables[0].number != contract.tables[1].number)) {
+    unsupported("tables of these sizes or of type", where + ": " + kRotarySin);
+  }
 }
 
 // The scales of a cache of these sizes.
@@ -101,13 +126,41 @@ bool patches_fit(const VisionRecord& vision, int64_t numbers, const Contract& de
     return tensor.name == index.name && tensor.dtype == "int64" && tensor.shape == shape;
   };
   const int64_t pairs = vision.rope ? static_cast<int64_t>(vision.rope->inv_freq.size()) : 0;
+  const TableContract* const rotary = decoder.table(kRotaryCos);
   return numbers == kChannels * patches.frames * patches.patch_size * patches.patch_size &&
          std::equal(indices.begin(), indices.end(), vision.vision.inputs.begin() + 1,
                     [&](const IndexContract& index, const TensorRecord& tensor) { return is(tensor, index); }) &&
-         pairs == decoder.rotary_pairs;
+         pairs == (rotary == nullptr ? 0 : rotary->shape[1]) && (rotary != nullptr || decoder.tables.empty());
+}
+
+// Whether a decoder, and the graph for images of one size that sees its `pieces` of `width`, take what this library
+// makes of images of this kind.
+bool still_fits(const VisionRecord& vision, const VisionContract& seen, const Contract& decoder) {
+  const TableContract* const images = decoder.table(kAttendedImages);
+  if (vision.kind == ImageKind::kAttended) {
+    return images != nullptr && images->shape[1] == seen.pieces && images->shape[2] == seen.width &&
+           vision.tokens_per_image == 1;
+  }
+  const bool tables =
+      vision.kind == ImageKind::kBlocks ? decoder.table(kVisibleEnd) != nullptr : decoder.tables.empty();
+  if (!tables || seen.width != decoder.width()) return false;
+  return vision.tiles ? seen.pieces == vision.tiles->rows() && seen.side == vision.tiles->image_size
+                      : seen.pieces == vision.tokens_per_image;
 }
 
 }  // namespace
+
+size_t TableContract::count() const {
+  size_t numbers = 1;
+  for (const int64_t size : shape) numbers *= static_cast<size_t>(size);
+  return numbers;
+}
+
+const TableContract* Contract::table(std::string_view name) const {
+  const auto found =
+      std::find_if(tables.begin(), tables.end(), [&](const TableContract& table) { return table.name == name; });
+  return found == tables.end() ? nullptr : &*found;
+}
 
 size_t Contract::cache_bytes(const CachePair& pair, int64_t positions) const {
   size_t bytes = bytes_of(pair.number);
@@ -159,8 +212,8 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
       if (embeds) contract.rows = number_of(input.dtype, where);
       ids = ids || embeds;
       (embeds ? contract.hidden_size : contract.deepstack) = channels_of(input, contract.rows, where);
-    } else if (input.name == kRotaryCos || input.name == kRotarySin) {
-      take_rotary_sizes(input, &contract, where);
+    } else if (is_table(input.name)) {
+      take_table(input, &contract, where);
     } else if (input.name == kInputIds || input.name == kCachePosition) {
       (input.name == kInputIds ? ids : position) = true;
       if (input.dtype != "int64") unsupported(input.name + " of type " + input.dtype, where);
@@ -197,6 +250,7 @@ Contract read_contract(const GraphRecord& graph, const std::string& where) {
   if (!ids || !position || !logits || pasts.empty() || pasts.size() != contract.caches.size()) {
     unsupported("a decoder without tokens, their position, scores, or caches in pairs", where);
   }
+  require_tables(contract, where);
   return contract;
 }
 
@@ -236,17 +290,15 @@ VisionContract read_vision_contract(const VisionRecord& vision, const Contract& 
       rows.dtype != "float32") {
     unsupported("a vision or embedding graph with these types", where);
   }
-  bool fits = sized(contract.width) && contract.width == decoder.width() && rows.shape[2] == decoder.hidden_size;
+  bool fits = sized(contract.width) && rows.shape[2] == decoder.hidden_size;
   if (any_size) {
     contract.numbers = pixels.shape[1];
-    fits = fits && patches_fit(vision, contract.numbers, decoder);
+    fits = fits && contract.width == decoder.width() && patches_fit(vision, contract.numbers, decoder);
   } else {
     contract.side = pixels.shape[3];
     contract.pieces = seen.shape[1];
     fits = fits && pixels.shape[1] == kChannels && pixels.shape[2] == contract.side && sized(contract.side) &&
-           sized(contract.pieces) && decoder.rotary_pairs == 0;
-    fits = fits && (vision.tiles ? contract.pieces == vision.tiles->rows() && contract.side == vision.tiles->image_size
-                                 : contract.pieces == vision.tokens_per_image);
+           sized(contract.pieces) && still_fits(vision, contract, decoder);
   }
   if (!fits) unsupported("a vision or embedding graph of these sizes", where);
   return contract;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "artifact/manifest.h"
@@ -21,6 +22,9 @@ constexpr char kPixelValues[] = "pixel_values";
 constexpr char kImageEmbeddings[] = "image_embeddings";
 constexpr char kRotaryCos[] = "rotary_cos";
 constexpr char kRotarySin[] = "rotary_sin";
+constexpr char kAttendedImages[] = "attended_images";
+constexpr char kImageOfSlot[] = "image_of_slot";
+constexpr char kVisibleEnd[] = "visible_end";
 constexpr char kCachePosition[] = "cache_position";
 constexpr char kLogits[] = "logits";
 constexpr char kNextToken[] = "next_token";
@@ -38,6 +42,16 @@ struct RowPart {
   int64_t first, channels;
 };
 
+// A table that a decoder reads, filled by whoever runs it.
+struct TableContract {
+  std::string name;
+  Number number;
+  std::vector<int64_t> shape;
+
+  size_t count() const;  // of its numbers
+  size_t bytes() const { return count() * bytes_of(number); }
+};
+
 struct Contract {
   std::vector<CachePair> caches;
   Number number;  // of logits
@@ -45,13 +59,13 @@ struct Contract {
   int64_t capacity;
   bool free_capacity;  // a cache may have fewer positions than `capacity`
   int64_t vocab_size;
-  int64_t hidden_size;   // of the embeddings that it reads; 0 if it reads tokens
-  int64_t deepstack;     // channels of what is added behind its first blocks; 0 without deepstack
-  Number rows;           // type of both
-  int64_t rotary_pairs;  // channels of the tables of cosines and sines that it reads; 0 if it has its own
-  Number rotary;         // type of those tables
-  bool all_rows;         // logits of every new token, not only of the last
-  bool next_token;       // the graph finds the token with the largest score
+  int64_t hidden_size;  // of the embeddings that it reads; 0 if it reads tokens
+  int64_t deepstack;    // channels of what is added behind its first blocks; 0 without deepstack
+  Number rows;          // type of both
+  // Cosines and sines; or images that it attends to, and which one in which slot; or how far tokens see; or nothing.
+  std::vector<TableContract> tables;
+  bool all_rows;    // logits of every new token, not only of the last
+  bool next_token;  // the graph finds the token with the largest score
 
   // Numbers of a row: an embedding, and what is added behind the first blocks.
   int64_t width() const { return hidden_size + deepstack; }
@@ -62,8 +76,8 @@ struct Contract {
     return count * static_cast<size_t>(part.channels) * bytes_of(rows);
   }
 
-  // Size of one table of cosines or sines.
-  size_t table_bytes() const { return static_cast<size_t>(capacity * rotary_pairs) * bytes_of(rotary); }
+  // The table of this name; null if it reads none.
+  const TableContract* table(std::string_view name) const;
 
   // Size of one conversation's cache of `positions`.
   size_t cache_bytes(const CachePair& pair, int64_t positions) const;
@@ -84,7 +98,7 @@ struct VisionContract {
   Number pixels, embeddings;  // types of its input and its output
   int64_t side, pieces;       // 0 for patches
   int64_t numbers;            // of a patch; 0 for images and tiles
-  int64_t width;              // of a row that the decoder reads
+  int64_t width;              // of a row that the decoder reads, or of a piece that it attends to
   std::vector<IndexContract> indices;
 
   // Whether the graph takes an image.

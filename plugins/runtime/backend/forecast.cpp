@@ -33,7 +33,7 @@ Needs predict_needs(const Manifest& manifest, const Contract& contract) {
     if (is_weight(name)) needs.weights += record.size_bytes;
   }
   for (const CachePair& pair : contract.caches) needs.caches += contract.cache_bytes(pair, contract.capacity);
-  needs.caches += 2 * contract.table_bytes();
+  for (const TableContract& table : contract.tables) needs.caches += table.bytes();
   return needs;
 }
 

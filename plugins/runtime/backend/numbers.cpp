@@ -1,6 +1,7 @@
 // See numbers.h.
 #include "backend/numbers.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -58,6 +59,7 @@ inline uint16_t to_bfloat16(float value) {
 
 size_t bytes_of(Number number) {
   if (number == Number::kInt8) return sizeof(int8_t);
+  if (number == Number::kInt64) return sizeof(int64_t);
   return number == Number::kFloat32 ? sizeof(float) : sizeof(uint16_t);
 }
 
@@ -77,6 +79,10 @@ AWQ2TRT_VECTORS void widen(const void* stored, Number number, size_t count, floa
 void narrow(const float* wide, Number number, size_t count, void* stored) {
   if (number == Number::kFloat32) {
     std::memcpy(stored, wide, count * sizeof(float));
+    return;
+  }
+  if (number == Number::kInt64) {
+    std::copy(wide, wide + count, static_cast<int64_t*>(stored));
     return;
   }
   auto* const halves = static_cast<uint16_t*>(stored);

@@ -22,6 +22,7 @@ constexpr char kStill[] = "CLIPImageProcessor";
 constexpr char kPatches[] = "Qwen2VLImageProcessor";
 constexpr char kMosaics[] = "LlavaNextImageProcessor";
 constexpr char kTiles[] = "Idefics3ImageProcessor";
+constexpr char kGemma[] = "Gemma3ImageProcessor";
 constexpr const char* kSuffixes[] = {"Fast", "Pil"};  // of a kind: other programs for the same
 constexpr char kExportAgain[] = "export the model again with the file that it was published with.";
 constexpr uint64_t kLargestFile = 1 << 20;  // published ones have less than 2,000 bytes
@@ -77,7 +78,9 @@ ProcessorKind read_kind(const KeyReader& reader, const std::string& kind) {
   }
   if (is({kMosaics})) return read_mosaics(reader);
   if (is({kTiles, "SmolVLMImageProcessor"})) return read_tiling(reader);
-  reader.refuse("image_processor_type", std::string(kStill) + ", " + kPatches + ", " + kMosaics + " or " + kTiles);
+  if (is({kGemma})) return read_gemma_steps(reader);
+  reader.refuse("image_processor_type",
+                std::string(kStill) + ", " + kPatches + ", " + kMosaics + ", " + kTiles + " or " + kGemma);
 }
 
 }  // namespace

@@ -47,4 +47,16 @@ Steps read_steps(const KeyReader& reader) {
   return steps;
 }
 
+Steps read_gemma_steps(const KeyReader& reader) {
+  constexpr ChannelNumbers kMiddle{0.5, 0.5, 0.5};  // SigLIP's mean and deviation: levels are those from -1 to 1
+  const auto* const cuts = reader.find("do_pan_and_scan");
+  if (cuts != nullptr && *cuts != false) reader.refuse("do_pan_and_scan", "false, as published models have it");
+  reader.refuse_padding();
+  Steps steps{};
+  if (reader.flag("do_resize")) steps.resizing.size = reader.sides("size");
+  steps.filter = reader.filter(Filter::kBilinear);
+  steps.levels = reader.levels(kMiddle, kMiddle);
+  return steps;
+}
+
 }  // namespace awq2trt

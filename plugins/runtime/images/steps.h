@@ -29,5 +29,7 @@ struct Steps {
 };
 
 Steps read_steps(const KeyReader& reader);
+// Gemma 3's: both sides in the tower's size, with SigLIP's levels; nothing is cut out.
+Steps read_gemma_steps(const KeyReader& reader);
 
 }  // namespace awq2trt

@@ -44,7 +44,7 @@ class CpuCache : public Cache {
     rows_ = contract.all_rows ? length : 1;
     logits_.resize(bytes_of(contract.number) * static_cast<size_t>(rows_ * contract.vocab_size));
     slot_ = position_;
-    if (contract.rotary_pairs != 0) bind_tables(tokens.rotary);
+    bind_tables(tokens.tables);
     binding_.bind_output(kLogits, logits_.data(), element_type(contract.number), {1, rows_, contract.vocab_size});
     binding_.run(options_.get());
     position_ += length;
@@ -96,18 +96,16 @@ class CpuCache : public Cache {
   }
 
   // Binds tables that are not bound yet.
-  void bind_tables(const std::shared_ptr<const RotaryRows>& rotary) {
-    if (rotary == bound_) return;
-    const Contract& contract = shared_->contract;
-    const auto bind = [&](const char* name, const std::vector<float>& rows, std::vector<char>* table) {
-      table->resize(rows.size() * bytes_of(contract.rotary));
-      narrow(rows.data(), contract.rotary, rows.size(), table->data());
-      binding_.bind_input(name, table->data(), element_type(contract.rotary),
-                          {contract.capacity, contract.rotary_pairs});
-    };
-    bind(kRotaryCos, rotary->cos, &cos_);
-    bind(kRotarySin, rotary->sin, &sin_);
-    bound_ = rotary;
+  void bind_tables(const std::shared_ptr<const Tables>& tables) {
+    if (tables == bound_) return;
+    const std::vector<TableContract>& read = shared_->contract.tables;
+    tables_.resize(read.size());
+    for (size_t i = 0; i < read.size(); ++i) {
+      tables_[i].resize(read[i].bytes());
+      narrow((*tables)[i].data(), read[i].number, read[i].count(), tables_[i].data());
+      binding_.bind_input(read[i].name, tables_[i].data(), element_type(read[i].number), read[i].shape);
+    }
+    bound_ = tables;
   }
 
   // Makes the caches hold at least `length` positions, keeping what they hold.
@@ -153,9 +151,8 @@ class CpuCache : public Cache {
   int64_t rows_ = 1;
   std::vector<int64_t> ids_;
   std::vector<char> logits_;
-  std::vector<std::vector<char>> embeddings_;  // bound, as the next two
-  std::vector<char> cos_, sin_;
-  std::shared_ptr<const RotaryRows> bound_;
+  std::vector<std::vector<char>> embeddings_, tables_;  // bound
+  std::shared_ptr<const Tables> bound_;                 // what is in `tables_`
   std::vector<Bytes> caches_;
   Binding binding_;
   Owned<abi::RunOptions> options_;

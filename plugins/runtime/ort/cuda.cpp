@@ -53,18 +53,19 @@ class Slot {
       many_.push_back(device_buffer(part.bytes * longest()));
       if (!reads_tokens()) one_.push_back(device_buffer(part.bytes));
     }
-    for (int i = 0; i < 2 && contract().rotary_pairs != 0; ++i) {
-      tables_.push_back(device_buffer(contract().table_bytes()));
-      host_tables_.emplace_back(device->memory.get(), Buffer::Kind::kHost, contract().table_bytes());
+    for (const TableContract& table : contract().tables) {
+      tables_.push_back(device_buffer(table.bytes()));
+      host_tables_.emplace_back(device->memory.get(), Buffer::Kind::kHost, table.bytes());
     }
     bind(&decode_);
     bind(&prefill_);
     bind_tokens(&decode_, one_, 1);
+    const std::shared_ptr<const Tables>& text = device->plan.tables;
     const std::vector<int32_t> zeros(longest(), 0);
     const std::vector<float> rows(longest() * static_cast<size_t>(contract().width()), 0.0f);
-    if (!device->grown && zeros.size() > 1) append({zeros.data(), zeros.size(), rows.data()}, 0);
+    if (!device->grown && zeros.size() > 1) append({zeros.data(), zeros.size(), rows.data(), text}, 0);
     device->grown = true;
-    append({zeros.data(), 1, rows.data()}, 0);  // is captured
+    append({zeros.data(), 1, rows.data(), text}, 0);  // is captured
     chosen_ = kNone;
   }
 
@@ -74,7 +75,7 @@ class Slot {
     int64_t* const staged = static_cast<int64_t*>(host_.get());
     staged[kPosition] = position;
     memory.write(slot_.get(), &staged[kPosition], sizeof(int64_t));
-    write_tables(tokens.rotary);
+    write_tables(tokens.tables);
     rows_ = contract().all_rows ? count : 1;
     if (count == 1 && reads_tokens()) {
       staged[kToken] = tokens.ids[0];
@@ -160,10 +161,9 @@ class Slot {
       binding->bind_cache(pair, caches_[i].get(), element_type(pair.number),
                           contract().cache_shape(pair, contract().capacity));
     }
-    constexpr const char* kTables[] = {kRotaryCos, kRotarySin};
     for (size_t i = 0; i < tables_.size(); ++i) {
-      binding->bind_input(kTables[i], tables_[i].get(), element_type(contract().rotary),
-                          {contract().capacity, contract().rotary_pairs});
+      const TableContract& table = contract().tables[i];
+      binding->bind_input(table.name, tables_[i].get(), element_type(table.number), table.shape);
     }
     binding->bind_input(kCachePosition, slot_.get(), abi::ElementType::kInt64, {1});
     if (contract().next_token) binding->bind_output(kNextToken, token_.get(), abi::ElementType::kInt64, {1, 1});
@@ -184,15 +184,14 @@ class Slot {
   }
 
   // Writes tables that are not there yet; a call without any reads those that are.
-  void write_tables(const std::shared_ptr<const RotaryRows>& rotary) {
-    if (rotary == nullptr || rotary == written_ || tables_.empty()) return;
-    const auto write = [this](const std::vector<float>& rows, const Buffer& staged, const Buffer& table) {
-      narrow(rows.data(), contract().rotary, rows.size(), staged.get());
-      device_.memory->write(table.get(), staged.get(), contract().table_bytes());
-    };
-    write(rotary->cos, host_tables_[0], tables_[0]);
-    write(rotary->sin, host_tables_[1], tables_[1]);
-    written_ = rotary;
+  void write_tables(const std::shared_ptr<const Tables>& tables) {
+    if (tables == nullptr || tables == written_) return;
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      const TableContract& table = contract().tables[i];
+      narrow((*tables)[i].data(), table.number, table.count(), host_tables_[i].get());
+      device_.memory->write(tables_[i].get(), host_tables_[i].get(), table.bytes());
+    }
+    written_ = tables;
   }
 
   void bind_tokens(Binding* binding, const std::vector<Buffer>& inputs, int64_t length) const {
@@ -215,8 +214,8 @@ class Slot {
   Buffer slot_, token_;             // `token_`: next_token of one call, input_ids of the next
   Buffer logits_, host_, host_logits_;
   std::vector<Buffer> caches_;
-  std::vector<Buffer> tables_, host_tables_;   // of cosines and sines
-  std::shared_ptr<const RotaryRows> written_;  // what is in `tables_`; null for zeros
+  std::vector<Buffer> tables_, host_tables_;
+  std::shared_ptr<const Tables> written_;  // what is in `tables_`; null for zeros
   size_t rows_ = 1;
   int64_t chosen_ = kNone;  // the token in `token_`, put there by the last call
 };

@@ -27,7 +27,8 @@ struct CudaPlan {
   int64_t longest_call;
   bool graph;  // calls of one token are captured
   std::string directory;
-  std::vector<StoredWeight> weights;  // that are put on the device before the session is made
+  std::vector<StoredWeight> weights;     // that are put on the device before the session is made
+  std::shared_ptr<const Tables> tables;  // of a text, for a decoder that reads some; otherwise null
 };
 
 // The graphs beside a decoder of embeddings; both null for one of tokens.

@@ -129,6 +129,8 @@ abi::ElementType element_type(Number number) {
       return abi::ElementType::kBFloat16;
     case Number::kInt8:
       return abi::ElementType::kInt8;
+    case Number::kInt64:
+      return abi::ElementType::kInt64;
   }
   return abi::ElementType::kUndefined;
 }

@@ -35,7 +35,7 @@ std::vector<int32_t> Model::encode(std::string_view text, bool allow_special) co
 std::string Model::decode(const std::vector<int32_t>& tokens) const { return state_->tokenizer->decode(tokens); }
 GoldenCheck Model::check() const {
   return check_golden(state_->directory, *state_->backend, state_->sight ? &state_->sight->contract() : nullptr,
-                      state_->rotary ? state_->rotary->text() : nullptr);
+                      state_->tables.get());
 }
 int64_t Model::capacity() const { return state_->backend->capacity(); }
 int64_t Model::vocab_size() const { return state_->backend->vocab_size(); }

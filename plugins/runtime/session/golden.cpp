@@ -23,6 +23,7 @@ namespace fs = std::filesystem;
 constexpr char kDescription[] = "golden.json";
 constexpr char kLogitsFile[] = "logits";
 constexpr char kImage[] = "vision";
+constexpr char kAttended[] = "attended";
 constexpr int kFormat = 1;
 
 struct GoldenCall {
@@ -36,6 +37,7 @@ struct GoldenImage {
   PreparedImage prepared;
   std::vector<float> embeddings;
   double allowed_error;
+  bool attended;  // every conversation begins with its token
 };
 
 [[noreturn]] void malformed(const std::string& what, const fs::path& where) {
@@ -103,7 +105,8 @@ Indices read_indices(const json& entry, const IndexContract& index, const fs::pa
 GoldenImage read_image(const json& entry, const fs::path& folder, const VisionContract& seeing) {
   GoldenImage image{{},
                     read_numbers(entry, kImageEmbeddings, Number::kFloat32, folder),
-                    entry.at("relative_tolerance").get<double>()};
+                    entry.at("relative_tolerance").get<double>(),
+                    entry.value(kAttended, false)};
   PreparedImage& prepared = image.prepared;
   prepared.pixels = read_numbers(entry, kPixelValues, Number::kFloat16, folder);
   prepared.pieces = static_cast<int64_t>(image.embeddings.size()) / seeing.width;
@@ -118,9 +121,12 @@ GoldenImage read_image(const json& entry, const fs::path& folder, const VisionCo
   return image;
 }
 
-// The scores after a call's tokens.
-std::vector<float> run(const GoldenCall& call, const Backend& backend,
-                       const std::shared_ptr<const RotaryRows>& rotary) {
+// The scores after a call's tokens. `image`: at the first of them, if there is one.
+std::vector<float> run(const GoldenCall& call, const Backend& backend, const detail::DecoderTables* tables,
+                       const detail::Pieces& image) {
+  detail::Prompt prompt{call.tokens, {}};
+  if (image != nullptr) prompt.images.push_back({0, 1, image});
+  const std::shared_ptr<const Tables> filled = tables == nullptr ? nullptr : tables->of(prompt);
   const std::unique_ptr<Cache> cache = backend.new_cache(backend.capacity());
   const auto longest = static_cast<size_t>(backend.longest_call());
   const Embedder* const embedder = backend.embedder();
@@ -131,7 +137,7 @@ std::vector<float> run(const GoldenCall& call, const Backend& backend,
       rows.resize(count * static_cast<size_t>(embedder->width()));
       embedder->embed(&call.tokens[begin], count, rows.data());
     }
-    cache->append({&call.tokens[begin], count, rows.data(), rotary});
+    cache->append({&call.tokens[begin], count, rows.data(), filled});
   }
   std::vector<float> logits(call.logits.size());
   cache->read_logits(logits.data());
@@ -145,11 +151,13 @@ void check_error(const std::string& what, double error, double allowed, const Ba
               backend.title(), "report it, with the output of `awq2trt doctor`.");
 }
 
-void check_image(const GoldenImage& image, const Backend& backend, const fs::path& where) {
-  const std::vector<float> seen = backend.embedder()->see(image.prepared);
+// Gives the pieces that are seen.
+std::vector<float> check_image(const GoldenImage& image, const Backend& backend, const fs::path& where) {
+  std::vector<float> seen = backend.embedder()->see(image.prepared);
   if (seen.size() != image.embeddings.size()) malformed("pieces of another image", where);
   check_error("the image: relative error of its pieces ", relative_error(seen, image.embeddings), image.allowed_error,
               backend);
+  return seen;
 }
 
 }  // namespace
@@ -166,7 +174,7 @@ double relative_error(const std::vector<float>& got, const std::vector<float>& e
 }
 
 GoldenCheck check_golden(const std::string& directory, const Backend& backend, const VisionContract* seeing,
-                         const std::shared_ptr<const RotaryRows>& rotary) {
+                         const detail::DecoderTables* tables) {
   const fs::path folder(directory);
   GoldenCheck check;
   std::vector<GoldenCall> calls;
@@ -186,9 +194,13 @@ GoldenCheck check_golden(const std::string& directory, const Backend& backend, c
     malformed(error.what(), folder / kDescription);
   }
   if (calls.empty()) malformed("it has no call that begins a conversation", folder / kDescription);
-  if (image) check_image(*image, backend, folder / kDescription);
+  detail::Pieces first;
+  if (image) {
+    const detail::SeenImage seen{check_image(*image, backend, folder / kDescription), 1, {}, {}};
+    if (image->attended) first = std::make_shared<const detail::SeenImage>(seen);
+  }
   for (const GoldenCall& call : calls) {
-    const double error = relative_error(run(call, backend, rotary), call.logits);
+    const double error = relative_error(run(call, backend, tables, first), call.logits);
     check_error("call " + call.name + ": relative error of the scores ", error, check.allowed_error, backend);
     check.worst_error = std::max(check.worst_error, error);
     ++check.calls;

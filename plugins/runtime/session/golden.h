@@ -5,13 +5,13 @@
 // others are in NumPy's format, and `awq2trt check --golden` runs them.
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
 #include "backend/contract.h"
+#include "session/tables.h"
 
 namespace awq2trt {
 
@@ -19,9 +19,8 @@ namespace awq2trt {
 double relative_error(const std::vector<float>& got, const std::vector<float>& expected);
 
 // Runs all calls. Throws Error: kNotFound if there are none, kMalformed, kWrongAnswers if one is off.
-// `seeing`: what the vision graph reads, null for a model of text; `rotary`: tables of a text, for a decoder that reads
-// tables.
+// `seeing`: what the vision graph reads, null for a model of text; `tables`: null for a decoder that reads none.
 GoldenCheck check_golden(const std::string& directory, const Backend& backend, const VisionContract* seeing,
-                         const std::shared_ptr<const RotaryRows>& rotary);
+                         const detail::DecoderTables* tables);
 
 }  // namespace awq2trt

@@ -129,7 +129,8 @@ std::unique_ptr<Backend> open_on_cpu(const Lowered& lowered) {
                                lowered.contract, lowered.longest_call(), std::move(embedder));
 }
 
-std::unique_ptr<Backend> open_on_cuda(Lowered lowered, std::unique_ptr<DeviceMemory> memory) {
+std::unique_ptr<Backend> open_on_cuda(Lowered lowered, std::unique_ptr<DeviceMemory> memory,
+                                      const std::shared_ptr<const Tables>& text) {
   if (!lowered.library->has_provider(kCudaProvider)) {
     throw Error(ErrorCode::kNoRuntime, "ONNX Runtime " + lowered.library->version() + " here was built without CUDA",
                 lowered.directory,
@@ -148,8 +149,12 @@ std::unique_ptr<Backend> open_on_cuda(Lowered lowered, std::unique_ptr<DeviceMem
     sight.embedding = std::make_unique<ort::EmbeddingGraph>(lowered.beside->open_embedding());
     sight.open_vision = [&] { return std::make_unique<ort::VisionGraph>(lowered.beside->open_vision(seeing)); };
   }
-  const ort::CudaPlan plan{lowered.contract, lowered.longest_call(), options.cuda_graph, lowered.directory,
-                           stored_weights(lowered.model(), options)};
+  const ort::CudaPlan plan{lowered.contract,
+                           lowered.longest_call(),
+                           options.cuda_graph,
+                           lowered.directory,
+                           stored_weights(lowered.model(), options),
+                           text};
   const auto open = [&](const std::vector<ort::DeviceWeight>& weights) {
     lowered.execution.weights = weights;
     return ort::Session::open(lowered.library, lowered.model(), lowered.execution);
@@ -158,7 +163,7 @@ std::unique_ptr<Backend> open_on_cuda(Lowered lowered, std::unique_ptr<DeviceMem
 }
 
 std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manifest& manifest,
-                                      const LoadOptions& options) {
+                                      const LoadOptions& options, const std::shared_ptr<const Tables>& text) {
   const LoweredRecord& record = *manifest.lowered;
   const bool on_cpu = record.provider == kCpuProvider;
   if (!on_cpu && record.provider != kCudaProvider) {
@@ -175,7 +180,7 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
     lowered.execution.operators = ort::find_operators(*record.plugin_version, directory, options);
   }
   if (manifest.vision) lowered.beside.emplace(directory, manifest, lowered.contract, lowered.library);
-  return on_cpu ? open_on_cpu(lowered) : open_on_cuda(std::move(lowered), std::move(memory));
+  return on_cpu ? open_on_cpu(lowered) : open_on_cuda(std::move(lowered), std::move(memory), text);
 }
 
 std::unique_ptr<Backend> open_built_engine(const std::string& directory, const Manifest& manifest,
@@ -278,10 +283,11 @@ std::unique_ptr<Sight> open_sight(const std::string& directory, const Manifest& 
 
 std::shared_ptr<const ModelState> load_model(const std::string& directory, const LoadOptions& options) {
   check_options(options);
-  return load_model(directory, options.verify, [&](const Manifest& manifest) {
-    return manifest.lowered ? open_lowered(directory, manifest, options)
-                            : open_built_engine(directory, manifest, options);
-  });
+  return load_model(directory, options.verify,
+                    [&](const Manifest& manifest, const std::shared_ptr<const Tables>& text) {
+                      return manifest.lowered ? open_lowered(directory, manifest, options, text)
+                                              : open_built_engine(directory, manifest, options);
+                    });
 }
 
 std::shared_ptr<const ModelState> load_model(const std::string& directory, Verify verify, const OpenBackend& open) {
@@ -299,14 +305,8 @@ std::shared_ptr<const ModelState> load_model(const std::string& directory, Verif
   }
   check_tokenizer(*model->tokenizer, manifest.tokens, contract.vocab_size, directory);
   if (manifest.vision) model->sight = open_sight(directory, manifest, contract, *model);
-  if (contract.rotary_pairs != 0) {
-    if (!manifest.vision || !manifest.vision->rope) {
-      throw Error(ErrorCode::kUnsupported, "its decoder reads tables, and the manifest does not say what is in them",
-                  directory, "make it again with `awq2trt build`.");
-    }
-    model->rotary = std::make_unique<RotaryTables>(*manifest.vision->rope, contract.capacity);
-  }
-  model->backend = open(manifest);
+  model->tables = tables_of(manifest, contract, directory);
+  model->backend = open(manifest, model->tables ? model->tables->text() : nullptr);
   return model;
 }
 

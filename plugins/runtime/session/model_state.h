@@ -10,8 +10,8 @@
 #include "artifact/manifest.h"
 #include "awq2trt/awq2trt.hpp"
 #include "backend/backend.h"
-#include "session/rotary_tables.h"
 #include "session/sight.h"
+#include "session/tables.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
 
@@ -25,11 +25,13 @@ class ModelState {
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<ChatTemplate> chat_template;  // null if the model has none
   std::unique_ptr<Sight> sight;                 // null for a model of text
-  std::unique_ptr<RotaryTables> rotary;         // null if the decoder has its own tables
+  std::unique_ptr<DecoderTables> tables;        // null if the decoder reads none
   std::vector<int32_t> stop_tokens;             // the model's own
 };
 
-using OpenBackend = std::function<std::unique_ptr<Backend>(const Manifest& manifest)>;
+// `text`: the tables of a text, for a decoder that reads some; otherwise null.
+using OpenBackend =
+    std::function<std::unique_ptr<Backend>(const Manifest& manifest, std::shared_ptr<const Tables> text)>;
 
 // Throws Error.
 std::shared_ptr<const ModelState> load_model(const std::string& directory, const LoadOptions& options);

@@ -29,6 +29,22 @@ const float* Prompt::row_of(size_t token, size_t width) const {
   return image == nullptr ? nullptr : image->pieces->rows.data() + (image->begin + token - image->first) * width;
 }
 
+size_t Prompt::uncut(size_t place) const {
+  if (image_at(images, place) == nullptr) return place;
+  while (place > 0 && image_at(images, place - 1) != nullptr) --place;
+  return place;
+}
+
+size_t Prompt::longest_row() const {
+  size_t longest = 0, row = 0, end = 0;
+  for (const PlacedImage& image : images) {
+    row = image.first == end ? row + image.count : image.count;
+    end = image.first + image.count;
+    longest = std::max(longest, row);
+  }
+  return longest;
+}
+
 size_t Prompt::same_tokens(size_t base, const Prompt& other) const {
   const size_t most = std::min(tokens.size() - base, other.tokens.size());
   for (size_t i = 0; i < most; ++i) {

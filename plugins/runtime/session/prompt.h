@@ -40,6 +40,10 @@ struct Prompt {
   size_t image_tokens() const;
   // The row that stands for a token; null for a token that has its own.
   const float* row_of(size_t token, size_t width) const;
+  // The last place up to this one that is not between image tokens that stand side by side.
+  size_t uncut(size_t place) const;
+  // The most image tokens that stand side by side.
+  size_t longest_row() const;
   // How many tokens from `base` on are those with which `other` begins.
   size_t same_tokens(size_t base, const Prompt& other) const;
 

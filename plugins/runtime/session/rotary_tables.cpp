@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <utility>
 
 namespace awq2trt {
 namespace detail {
@@ -31,40 +32,40 @@ size_t follow(const Prompt& prompt, const Place& place) {
   return next;
 }
 
+Tables of_text(const RopeRecord& rope, int64_t capacity) {
+  std::vector<float> cosines, sines;
+  cosines.reserve(static_cast<size_t>(capacity) * rope.inv_freq.size());
+  sines.reserve(cosines.capacity());
+  for (int64_t position = 0; position < capacity; ++position) {
+    for (const double frequency : rope.inv_freq) {
+      const double angle = static_cast<double>(position) * frequency;
+      cosines.push_back(static_cast<float>(rope.factor * std::cos(angle)));
+      sines.push_back(static_cast<float>(rope.factor * std::sin(angle)));
+    }
+  }
+  return {std::move(cosines), std::move(sines)};
+}
+
 }  // namespace
 
 RotaryTables::RotaryTables(const RopeRecord& rope, int64_t capacity)
-    : followed_(rope.followed), capacity_(static_cast<size_t>(capacity)) {
-  RotaryRows rows;
-  rows.cos.reserve(capacity_ * followed_.size());
-  rows.sin.reserve(capacity_ * followed_.size());
-  for (size_t position = 0; position < capacity_; ++position) {
-    for (const double frequency : rope.inv_freq) {
-      const double angle = static_cast<double>(position) * frequency;
-      rows.cos.push_back(static_cast<float>(rope.factor * std::cos(angle)));
-      rows.sin.push_back(static_cast<float>(rope.factor * std::sin(angle)));
-    }
-  }
-  text_ = std::make_shared<const RotaryRows>(std::move(rows));
-}
+    : DecoderTables(of_text(rope, capacity)), followed_(rope.followed), capacity_(static_cast<size_t>(capacity)) {}
 
-std::shared_ptr<const RotaryRows> RotaryTables::of(const Prompt& prompt) const {
-  if (prompt.images.empty()) return text_;
-  auto rows = std::make_shared<RotaryRows>(*text_);
+void RotaryTables::place(const Prompt& prompt, Tables* tables) const {
   const size_t pairs = followed_.size();
   const auto place = [&](size_t slot, const Position& position) {
     for (size_t pair = 0; pair < pairs; ++pair) {
       // Behind a part of an image, of which a rewind took the rest, a text may go on beyond the table.
       const size_t from = std::min(position[followed_[pair]], capacity_ - 1) * pairs + pair;
-      rows->cos[slot * pairs + pair] = text_->cos[from];
-      rows->sin[slot * pairs + pair] = text_->sin[from];
+      for (size_t table = 0; table < tables->size(); ++table) {
+        (*tables)[table][slot * pairs + pair] = (*text())[table][from];
+      }
     }
   };
   size_t next = follow(prompt, place);
   for (size_t slot = prompt.size(); slot < capacity_; ++slot, ++next) {
     place(slot, {next, next, next});
   }
-  return rows;
 }
 
 }  // namespace detail

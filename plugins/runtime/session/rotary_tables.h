@@ -6,28 +6,23 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <vector>
 
 #include "artifact/manifest.h"
-#include "backend/backend.h"
-#include "session/prompt.h"
+#include "session/tables.h"
 
 namespace awq2trt {
 namespace detail {
 
-class RotaryTables {
+class RotaryTables : public DecoderTables {
  public:
   RotaryTables(const RopeRecord& rope, int64_t capacity);
 
-  // Those of a text, which all sessions share.
-  const std::shared_ptr<const RotaryRows>& text() const { return text_; }
-  // `prompt` has at most `capacity` tokens.
-  std::shared_ptr<const RotaryRows> of(const Prompt& prompt) const;
-
  private:
+  void place(const Prompt& prompt, Tables* tables) const override;
+
   std::vector<size_t> followed_;
   size_t capacity_;
-  std::shared_ptr<const RotaryRows> text_;
 };
 
 }  // namespace detail

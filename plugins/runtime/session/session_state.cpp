@@ -99,7 +99,7 @@ std::vector<Message> SessionState::with_answer() const {
     const std::vector<int32_t> answer(prompt_.tokens.begin() + static_cast<std::ptrdiff_t>(turns_.back().tokens),
                                       prompt_.tokens.end());
     const std::string text = model_->tokenizer->decode(answer);
-    messages.push_back({"assistant", model_->sight ? without_markers(text) : text});
+    messages.push_back({"assistant", model_->sight ? model_->sight->without_markers(text) : text});
   }
   return messages;
 }
@@ -141,11 +141,10 @@ void SessionState::append(const std::vector<Message>& messages) {
   require_room(base + prompt.size(), prompt.image_tokens());
   // The part that the cache already holds stays: usually everything except the new messages.
   const size_t same = prompt_.same_tokens(base, prompt);
-  prompt_.keep(base + same);
-  if (cache_->position() > static_cast<int64_t>(prompt_.size())) cache_->rewind(static_cast<int64_t>(prompt_.size()));
-  prompt_.append(prompt, same);
-  rotary_.reset();
-  scored_ = false;
+  Prompt whole = prompt_;
+  whole.keep(base + same);
+  whole.append(prompt, same);
+  replace_prompt(std::move(whole), base + same);
   conversing_ = true;
   base_ = base;
   messages_ = std::move(all);
@@ -188,7 +187,8 @@ void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t heigh
     throw Error(ErrorCode::kUnsupported, "this model does not see: it is a model of text", model_->directory,
                 "say in words what the image shows, or load a model that sees.");
   }
-  const auto count = static_cast<size_t>(model_->sight->pieces(image.size()));
+  if (model_->tables) model_->tables->require_images(prompt_.images.size() + waiting_.size() + 1);
+  const auto count = static_cast<size_t>(model_->sight->image_tokens(image.size()));
   size_t image_tokens = count;
   for (const Pieces& other : waiting_) image_tokens += other->count;
   require_room(image_tokens, image_tokens);  // before anything as large as they say is made
@@ -200,14 +200,61 @@ void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t heigh
 void SessionState::add_plain(const Prompt& prompt) {
   require_room(prompt_.size() + prompt.size(), prompt_.image_tokens() + prompt.image_tokens());
   if (prompt.size() == 0) return;
-  prompt_.append(prompt);
-  rotary_.reset();
+  Prompt whole = prompt_;
+  whole.append(prompt);
+  replace_prompt(std::move(whole), prompt_.size());
   waiting_.clear();
-  scored_ = false;
   conversing_ = false;
   messages_.clear();
   shown_.clear();
   turns_.clear();
+}
+
+// The last place up to this one where a call may begin.
+size_t SessionState::uncut(size_t token) const {
+  return model_->tables && model_->tables->whole_rows() ? prompt_.uncut(token) : token;
+}
+
+// Another prompt with the `same` first tokens. Throws Error, kBadArgument, for one that no calls can run.
+void SessionState::replace_prompt(Prompt prompt, size_t same) {
+  const auto longest = static_cast<size_t>(model_->backend->longest_call());
+  if (model_->tables && model_->tables->whole_rows() && prompt.longest_row() > longest) {
+    throw Error(ErrorCode::kBadArgument,
+                "more than " + std::to_string(longest) +
+                    " image tokens stand side by side, and a call of this model's decoder takes " +
+                    std::to_string(longest) + " tokens",
+                "Session", "write something between images.");
+  }
+  // Keys of a part of a row know the tokens of it that go.
+  const auto kept = static_cast<int64_t>(uncut(same));
+  if (cache_->position() > kept) cache_->rewind(kept);
+  prompt_ = std::move(prompt);
+  placed_ = false;
+  scored_ = false;
+}
+
+// Takes back what must be run again: a row of image tokens to which others were added; and, since scores are those of
+// the last token that was run, the last one after a rewind.
+void SessionState::take_back() {
+  const auto position = static_cast<size_t>(cache_->position());
+  const bool again = !scored_ && position == prompt_.size();
+  const size_t begin = uncut(again ? position - 1 : position);
+  if (begin < position) cache_->rewind(static_cast<int64_t>(begin));
+}
+
+// How many of the tokens that wait the next call takes.
+int64_t SessionState::next_length() const {
+  const auto begin = static_cast<size_t>(cache_->position());
+  return static_cast<int64_t>(
+      uncut(std::min(prompt_.size(), begin + static_cast<size_t>(model_->backend->longest_call()))) - begin);
+}
+
+// Tables that are equal to those of the last call stay, so that a device keeps its copy.
+void SessionState::place_tables() {
+  if (placed_ || !model_->tables) return;
+  std::shared_ptr<const Tables> tables = model_->tables->of(prompt_);
+  if (tables_ == nullptr || (tables != tables_ && *tables != *tables_)) tables_ = std::move(tables);
+  placed_ = true;
 }
 
 // Runs the next tokens that wait.
@@ -222,22 +269,20 @@ void SessionState::run_next(int64_t length) {
   const auto width = static_cast<size_t>(embedder->width());
   rows_.resize(count * width);
   embedder->embed(ids, count, rows_.data());
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < count && !model_->sight->attended(); ++i) {
     const float* const row = prompt_.row_of(first + i, width);
     if (row != nullptr) std::copy(row, row + width, rows_.data() + i * width);
   }
-  if (model_->rotary && rotary_ == nullptr) rotary_ = model_->rotary->of(prompt_);
-  cache_->append({ids, count, rows_.data(), rotary_});
+  place_tables();
+  cache_->append({ids, count, rows_.data(), tables_});
 }
 
 // Runs the waiting tokens; returns whether all were run.
 bool SessionState::run_waiting(bool may_cancel) {
-  // After a rewind, the last token is run again for its scores.
-  const int64_t count = static_cast<int64_t>(prompt_.size());
-  if (!scored_ && cache_->position() == count) cache_->rewind(count - 1);
-  while (cache_->position() < count) {
+  take_back();
+  while (cache_->position() < static_cast<int64_t>(prompt_.size())) {
     if (may_cancel && cancelled_) return false;
-    run_next(std::min(count - cache_->position(), model_->backend->longest_call()));
+    run_next(next_length());
   }
   scored_ = true;
   return !(may_cancel && cancelled_);
@@ -248,7 +293,8 @@ Result SessionState::generate(const GenerateOptions& options, const TextCallback
   require_prompt();
   cancelled_ = false;
   const std::vector<int32_t> context = prompt_.tokens;
-  const int64_t waiting = std::max<int64_t>(static_cast<int64_t>(context.size()) - cache_->position(), scored_ ? 0 : 1);
+  take_back();
+  const int64_t waiting = static_cast<int64_t>(context.size()) - cache_->position();
   // The last token that is chosen is never in the cache.
   const int64_t room = capacity() - static_cast<int64_t>(context.size()) + 1;
   Answering answering(this);
@@ -277,10 +323,9 @@ void SessionState::rewind(int64_t tokens) {
   }
   waiting_.clear();
   if (tokens == static_cast<int64_t>(prompt_.size())) return;
-  prompt_.keep(static_cast<size_t>(tokens));
-  rotary_.reset();
-  if (cache_->position() > tokens) cache_->rewind(tokens);
-  scored_ = false;
+  Prompt kept = prompt_;
+  kept.keep(static_cast<size_t>(tokens));
+  replace_prompt(std::move(kept), static_cast<size_t>(tokens));
   while (!turns_.empty() && turns_.back().tokens > prompt_.size()) turns_.pop_back();
   messages_.resize(turns_.empty() ? 0 : turns_.back().messages);
   shown_.resize(turns_.empty() ? 0 : turns_.back().images);
@@ -292,6 +337,8 @@ std::unique_ptr<SessionState> SessionState::fork() {
   auto copy = std::make_unique<SessionState>(model_, cache_->fork());
   copy->prompt_ = prompt_;
   copy->waiting_ = waiting_;
+  copy->tables_ = tables_;
+  copy->placed_ = placed_;
   copy->scored_ = scored_;
   copy->begun_ = begun_;
   copy->conversing_ = conversing_;

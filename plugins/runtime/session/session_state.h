@@ -46,18 +46,24 @@ class SessionState {
   std::vector<Message> with_answer() const;
   Prompt encode(const std::vector<Message>& messages, const std::vector<Pieces>& images) const;
   void add_plain(const Prompt& prompt);
+  size_t uncut(size_t token) const;
+  void replace_prompt(Prompt prompt, size_t same);
   void require_room(size_t tokens, size_t image_tokens) const;
   void require_prompt() const;
+  void take_back();
+  int64_t next_length() const;
+  void place_tables();
   void run_next(int64_t length);
   bool run_waiting(bool may_cancel);
 
   std::shared_ptr<const ModelState> model_;
   std::unique_ptr<Cache> cache_;
-  Prompt prompt_;                             // all tokens; those after the cache's position wait
-  std::vector<Pieces> waiting_;               // images without a place
-  std::shared_ptr<const RotaryRows> rotary_;  // for a decoder that reads tables; null if the prompt's images changed
-  std::vector<float> rows_;                   // for a decoder of embeddings: what it reads in a call
-  bool scored_ = false;                       // the cache's scores are those of the last token
+  Prompt prompt_;                         // all tokens; those after the cache's position wait
+  std::vector<Pieces> waiting_;           // images without a place
+  std::shared_ptr<const Tables> tables_;  // for a decoder that reads some: what the last call read
+  bool placed_ = false;                   // `tables_` are those of the prompt
+  std::vector<float> rows_;               // for a decoder of embeddings: what it reads in a call
+  bool scored_ = false;                   // the cache's scores are those of the last token
 
   std::time_t begun_;  // the current time for templates: a second rendering is the same
   bool conversing_ = false;

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <tuple>
+#include <utility>
 
 namespace awq2trt {
 namespace detail {
@@ -55,7 +57,8 @@ std::string rendered(const ChatTemplate& chat_template, const ordered_json& mess
 bool takes_parts(const ChatTemplate* chat_template, const std::string& place) {
   if (chat_template == nullptr) return false;
   const std::string seen = rendered(*chat_template, in_parts({kUser, std::string(kMarker) + kQuestion}));
-  const bool has_place = count_markers(seen) > 0 || (!place.empty() && seen.find(place) != std::string::npos);
+  const bool has_place = count_markers(seen) > 0 || seen.find(kBeforeImage) != std::string::npos ||
+                         (!place.empty() && seen.find(place) != std::string::npos);
   if (has_place && seen.find(kQuestion) != std::string::npos) return true;
   return rendered(*chat_template, as_text({kUser, kQuestion})).find(kQuestion) == std::string::npos;
 }
@@ -80,14 +83,24 @@ std::vector<TextPart> cut(const std::vector<TextPart>& parts, std::string_view j
   return within;
 }
 
-using Between = std::vector<std::vector<TextPart>>;  // what is between markers
+using Between = std::vector<std::vector<TextPart>>;  // what is between images
 
-Between between_markers(const std::vector<TextPart>& text, std::string_view joined) {
+// The first place of an image from `begin` on: where it is, and the text that is there; npos if there is none.
+std::pair<size_t, std::string_view> find_place(std::string_view text, size_t begin,
+                                               const std::vector<std::string_view>& places) {
+  std::pair<size_t, std::string_view> first{std::string_view::npos, {}};
+  for (const std::string_view place : places) first = std::min(first, {text.find(place, begin), place});
+  return first;
+}
+
+Between between_places(const std::vector<TextPart>& text, std::string_view joined,
+                       const std::vector<std::string_view>& places) {
   Between between;
   size_t begin = 0;
-  for (size_t at = joined.find(kMarker); at != std::string_view::npos; at = joined.find(kMarker, begin)) {
+  for (auto [at, place] = find_place(joined, 0, places); at != std::string_view::npos;
+       std::tie(at, place) = find_place(joined, begin, places)) {
     between.push_back(cut(text, joined, begin, at));
-    begin = at + kMarkerBytes;
+    begin = at + place.size();
   }
   between.push_back(cut(text, joined, begin, joined.size()));
   return between;
@@ -119,8 +132,16 @@ size_t count_markers(std::string_view text) {
   return count;
 }
 
-std::string without_markers(std::string text) {
-  for (size_t at = text.find(kMarker); at != std::string::npos; at = text.find(kMarker)) text.erase(at, kMarkerBytes);
+std::vector<std::string_view> Sight::places() const {
+  if (record_.kind == ImageKind::kBlocks) return {kMarker, kBeforeImage};
+  return {kMarker};
+}
+
+std::string Sight::without_markers(std::string text) const {
+  for (auto [at, place] = find_place(text, 0, places()); at != std::string::npos;
+       std::tie(at, place) = find_place(text, 0, places())) {
+    text.erase(at, place.size());
+  }
   return text;
 }
 
@@ -133,10 +154,10 @@ Sight::Sight(const VisionRecord& record, const VisionContract& contract, const I
                                                   ? tokenizer.vocabulary().text(record.image_token)
                                                   : "")) {}
 
-int64_t Sight::pieces(const Size& image) const {
+int64_t Sight::image_tokens(const Size& image) const {
   const Grid grid = processor_.grid(image);
   if (record_.patches) return grid.cells();
-  if (!record_.tiles) return contract_.pieces;
+  if (!record_.tiles) return record_.tokens_per_image;
   if (record_.tiles->side_by_side) {
     return static_cast<int64_t>(mosaic_order(record_.tiles->side(), grid, image).size());
   }
@@ -145,7 +166,8 @@ int64_t Sight::pieces(const Size& image) const {
 
 PreparedImage Sight::prepare(const ImageView& image) const {
   Pixels pixels = processor_.prepare(image);
-  PreparedImage prepared{std::move(pixels.values), std::move(pixels.shape), pieces(image.size())};
+  PreparedImage prepared{std::move(pixels.values), std::move(pixels.shape),
+                         attended() ? contract_.pieces : image_tokens(image.size())};
   if (const auto& patches = record_.patches) {
     prepared.grid = pixels.grid;
     add_places(patches->merge, &prepared);
@@ -154,6 +176,8 @@ PreparedImage Sight::prepare(const ImageView& image) const {
     prepared.order = mosaic_order(record_.tiles->side(), pixels.grid, image.size());
   } else if (record_.tiles) {
     prepared.texts = texts_around(pixels.grid);
+  } else if (record_.kind == ImageKind::kBlocks) {
+    prepared.texts = {std::string("\n\n") + kBeforeImage, "<end_of_image>\n\n"};
   }
   return prepared;
 }
@@ -243,7 +267,7 @@ std::vector<int32_t> Sight::encode(const std::vector<TextPart>& text, bool add_s
                                    const Tokenizer& tokenizer, const std::vector<Pieces>& images) const {
   std::string joined;
   for (const TextPart& part : text) joined += part.text;
-  const Between between = spelled(between_markers(text, joined), images);
+  const Between between = spelled(between_places(text, joined, places()), images);
   // Markers may be tokens of the tokenizer, which then decides what happens to blanks around them.
   std::vector<TextPart> whole = between.front();
   for (size_t i = 1; i < between.size(); ++i) {

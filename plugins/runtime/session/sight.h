@@ -22,6 +22,8 @@ namespace awq2trt {
 namespace detail {
 
 constexpr char kMarker[] = "<image>";  // in place of an image, as in awq2trt/images/pairs.py
+// What Gemma 3's chat template writes in place of one, as in awq2trt/models/vision/pooled.py.
+constexpr char kBeforeImage[] = "<start_of_image>";
 
 constexpr int64_t kAnyCount = -1;
 
@@ -31,16 +33,20 @@ class Sight {
   Sight(const VisionRecord& record, const VisionContract& contract, const ImageProcessor& processor,
         const Tokenizer& tokenizer, const ChatTemplate* chat_template);
 
-  // Pieces of every image; kAnyCount if they depend on its size.
+  // Image tokens of every image; kAnyCount if they depend on its size.
   int64_t tokens_per_image() const { return record_.tokens_per_image == 0 ? kAnyCount : record_.tokens_per_image; }
   const VisionContract& contract() const { return contract_; }
-  // Pieces of an image of this size.
-  int64_t pieces(const Size& image) const;
+  // Image tokens of an image of this size.
+  int64_t image_tokens(const Size& image) const;
+  // Whether the decoder attends to images: their tokens have rows of their own.
+  bool attended() const { return record_.kind == ImageKind::kAttended; }
   PreparedImage prepare(const ImageView& image) const;
 
   // Messages with a marker for each of so many images: before the user's last text, where there are none. Throws Error,
   // kBadArgument, if there are more or fewer markers than images.
   std::vector<Message> with_markers(std::vector<Message> messages, size_t images) const;
+  // A text of the model itself, in which nothing stands for an image.
+  std::string without_markers(std::string text) const;
   // A message as the chat template takes it.
   nlohmann::ordered_json in_template(const Message& message) const;
 
@@ -52,6 +58,8 @@ class Sight {
   Prompt place(const std::vector<int32_t>& tokens, const std::vector<Pieces>& images) const;
 
  private:
+  // Texts in place of an image.
+  std::vector<std::string_view> places() const;
   std::vector<int32_t> encode(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
                               const std::vector<Pieces>& images) const;
 
@@ -63,8 +71,6 @@ class Sight {
 
 // How many markers a text has.
 size_t count_markers(std::string_view text);
-// A text of the model itself, in which no marker stands for an image.
-std::string without_markers(std::string text);
 
 }  // namespace detail
 }  // namespace awq2trt

@@ -43,9 +43,8 @@ TEST(Forecast, CountsWeightsAndCaches) {
   EXPECT_EQ(needs.weights, 3 * kGibibyte + 1000);
   EXPECT_EQ(needs.caches, 8u * 2 * 1024 * 64 * 2);
   Contract with_tables = contract();
-  with_tables.rotary_pairs = 32;
-  with_tables.rotary = Number::kFloat16;
-  EXPECT_EQ(predict_needs(lowered(), with_tables).caches - needs.caches, 2u * 1024 * 32 * 2);
+  with_tables.tables = {{kAttendedImages, Number::kFloat16, {8, 4, 32}}, {kImageOfSlot, Number::kInt64, {1024}}};
+  EXPECT_EQ(predict_needs(lowered(), with_tables).caches - needs.caches, 8u * 4 * 32 * 2 + 1024 * 8);
   Manifest seeing = lowered();
   seeing.vision.emplace();
   seeing.vision->vision.model = "vision.onnx";

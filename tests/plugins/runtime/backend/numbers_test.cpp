@@ -46,6 +46,14 @@ TEST_P(Widen, GivesEachValueOfATypeOfTwoBytes) {
 INSTANTIATE_TEST_SUITE_P(Types, Widen,
                          testing::Values(std::pair{Number::kFloat16, 5}, std::pair{Number::kBFloat16, 8}));
 
+TEST(Narrow, KeepsWholeNumbers) {
+  const std::vector<float> wide = {0.0f, 1.0f, 4711.0f, 16777216.0f};  // up to the largest capacity, 2^24
+  std::vector<int64_t> stored(wide.size());
+  narrow(wide.data(), Number::kInt64, wide.size(), stored.data());
+  EXPECT_EQ(stored, (std::vector<int64_t>{0, 1, 4711, 16777216}));
+  EXPECT_EQ(bytes_of(Number::kInt64), 8u);
+}
+
 // Between neighbours, which are their numbers: below the middle, in the middle and above.
 TEST_P(Widen, IsUndoneByNarrowingWhichTakesTheNearest) {
   const auto [number, exponent_bits] = GetParam();

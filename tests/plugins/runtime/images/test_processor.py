@@ -14,6 +14,7 @@ from native_text import MALFORMED, UNSUPPORTED, NativeError
 from pictures import picture
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from awq2trt.errors import UnsupportedError
 from awq2trt.images import read
@@ -21,6 +22,7 @@ from awq2trt.images.processor import describe_processor
 from awq2trt.models.vision.prepared import MOST_ELONGATED
 
 CLIP: dict[str, Any] = {"image_processor_type": "CLIPImageProcessor"}
+GEMMA: dict[str, Any] = {"image_processor_type": "Gemma3ImageProcessor"}
 LLAVA: dict[str, Any] = {**CLIP, "size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}}
 
 SIZES = [(1, 1), (1, 2), (2, 1), (3, 2), (7, 7), (24, 24), (25, 23), (37, 1000), (1000, 37), (199, 1), (1, 20_000)]
@@ -92,6 +94,16 @@ def test_random_sizes_and_settings_give_the_same_pixels() -> None:
         )
 
 
+@pytest.mark.parametrize("size", SIZES[:10], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_images_are_prepared_as_for_gemma(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    config = {**GEMMA, "size": {"height": 56, "width": 56}}
+    got = prepare(config, image)
+    np.testing.assert_array_equal(got, expected(config, image))
+    theirs = Gemma3ImageProcessorPil(size=config["size"])
+    np.testing.assert_array_equal(got, theirs(Image.fromarray(image), return_tensors="np")["pixel_values"][0])
+
+
 CHANGES: list[dict[str, Any]] = [
     {"image_processor_type": "CLIPImageProcessorFast"},
     {"image_processor_type": "CLIPImageProcessorPil"},
@@ -135,12 +147,36 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: json.dumps(change)[:60])
-def test_descriptions_are_taken_and_refused_as_by_python(change: dict[str, Any]) -> None:
-    config = {**CLIP, **change}
+GEMMA_CHANGES: list[dict[str, Any]] = [
+    {},
+    {"image_processor_type": "Gemma3ImageProcessorFast"},
+    {"do_pan_and_scan": True},
+    {"do_pan_and_scan": False},
+    {"do_pan_and_scan": None},
+    {"do_pad": True},
+    {"do_center_crop": True, "crop_size": 7},
+    {"size": 33},
+    {"size": {"height": 30, "width": 44}},
+    {"size": {"shortest_edge": 30}},
+    {"size": None},
+    {"resample": 3},
+    {"resample": 9},
+    {"image_mean": [0.5, 0.4, 0.3]},
+    {"image_std": 0},
+    {"do_normalize": False},
+    {"do_rescale": False},
+]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{**CLIP, **change} for change in CHANGES] + [{**GEMMA, **change} for change in GEMMA_CHANGES],
+    ids=lambda config: json.dumps(config)[25:85],
+)
+def test_descriptions_are_taken_and_refused_as_by_python(config: dict[str, Any]) -> None:
     image = picture(9, 8)
     try:
-        wanted = None if "8192" in str(change) else expected(config, image)
+        wanted = None if "8192" in str(config) else expected(config, image)
     except UnsupportedError as error:
         with pytest.raises(NativeError) as caught:
             prepared_size(config)
@@ -155,13 +191,14 @@ def test_descriptions_are_taken_and_refused_as_by_python(change: dict[str, Any])
 
 
 def test_a_processor_of_another_kind_is_refused_by_name() -> None:
-    expected = 'LlavaNextImageProcessor or Idefics3ImageProcessor, got "Gemma3ImageProcessorFast"'
+    expected = 'Idefics3ImageProcessor or Gemma3ImageProcessor, got "BlipImageProcessorFast"'
     with pytest.raises(NativeError, match=expected) as caught:
-        prepared_size({"image_processor_type": "Gemma3ImageProcessorFast"})
+        prepared_size({"image_processor_type": "BlipImageProcessorFast"})
     assert caught.value.code == UNSUPPORTED
 
 
 def test_what_is_made_of_any_size_has_none() -> None:
+    assert prepared_size({**GEMMA, "do_resize": False}) is None
     assert prepared_size({**CLIP, "do_center_crop": False}) is None
     assert prepared_size({**CLIP, "do_center_crop": False, "size": {"height": 3, "width": 4}}) == (3, 4)
 

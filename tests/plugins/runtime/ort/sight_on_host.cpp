@@ -74,9 +74,10 @@ int main(int argc, char** argv) {
   const on_host::Files files{argv[1], argv[2], argv[3], ""};
   size_t live = 0;
   try {
-    serve(awq2trt::detail::load_model(files.directory, awq2trt::Verify::kSizes, [&](const awq2trt::Manifest& manifest) {
-      return on_host::open_cuda_backend(files, manifest, &live);
-    }));
+    const auto open = [&](const awq2trt::Manifest& manifest, const std::shared_ptr<const awq2trt::Tables>& text) {
+      return on_host::open_cuda_backend(files, manifest, &live, text);
+    };
+    serve(awq2trt::detail::load_model(files.directory, awq2trt::Verify::kSizes, open));
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -14,6 +14,8 @@ from native_sessions import save_all
 from native_text import BUILD
 from pictures import picture
 from tiny_exports import lower_saved
+from tiny_flamingo import save_flamingo
+from tiny_gemma3 import publish_gemma3
 from tiny_llava import publish_llava
 from tiny_llava_next import publish_llava_next
 from tiny_qwen_vl import QWEN2_5_VL, QWEN3_VL, publish_qwen_vl
@@ -44,6 +46,8 @@ MODELS: dict[str, Callable[[Path], Path]] = {
     "deepstack": lambda directory: publish_qwen_vl(directory, QWEN3_VL),
     "tiles": lambda directory: publish_smolvlm(directory, "smolvlm"),
     "side by side": lambda directory: publish_llava_next(directory, {"max_position_embeddings": CAPACITY}),
+    "seeing each other": publish_gemma3,
+    "attended": lambda directory: save_flamingo(directory, n_layers=6, n_heads=8),
 }
 
 

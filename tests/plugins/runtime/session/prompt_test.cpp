@@ -31,6 +31,19 @@ TEST(Prompt, KnowsTheRowOfEachToken) {
   EXPECT_EQ(Prompt().row_of(0, kHidden), nullptr);
 }
 
+TEST(Prompt, KnowsWhereImageTokensStandSideBySide) {
+  Prompt prompt = two_images(pieces(10), pieces(20));
+  EXPECT_EQ(prompt.longest_row(), kPieces);
+  prompt.append({{kImage, kImage, kImage}, {{0, kPieces, pieces(30)}}});  // behind a text
+  EXPECT_EQ(prompt.longest_row(), kPieces);
+  prompt.append({{kImage, kImage, kImage, 4}, {{0, kPieces, pieces(40)}}});  // behind the third image
+  EXPECT_EQ(prompt.longest_row(), 2 * kPieces);
+  const std::vector<size_t> expected = {0, 1, 1, 1, 4, 5, 5, 5, 8, 9, 9, 9, 9, 9, 9, 15, 16};
+  for (size_t place = 0; place < expected.size(); ++place) EXPECT_EQ(prompt.uncut(place), expected[place]) << place;
+  EXPECT_EQ(Prompt().uncut(0), 0u);
+  EXPECT_EQ(Prompt().longest_row(), 0u);
+}
+
 TEST(Prompt, KeepsAPartOfAnImage) {
   Prompt prompt = two_images(pieces(10), pieces(20));
   prompt.keep(6);

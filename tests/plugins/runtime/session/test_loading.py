@@ -78,7 +78,8 @@ def _other_width(value: dict[str, Any]) -> None:
         (
             _family,
             native_library.UNSUPPORTED,
-            "the family 'another', only to those of 'llava', 'llava_next', 'qwen2_5_vl', 'qwen3_vl', 'smolvlm'",
+            "the family 'another', only to those of 'gemma3-vision', 'llava', 'llava_next', 'openflamingo', "
+            "'qwen2_5_vl', 'qwen3_vl', 'smolvlm'",
         ),
         (_other_pieces, native_library.UNSUPPORTED, "of these sizes"),
         (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is not one of"),
@@ -113,7 +114,12 @@ def load_code(directory: Path) -> int:
         (None, native_library.NOT_FOUND, "expected an image processor in preprocessor_config.json"),
         ("{}", native_library.NOT_FOUND, "expected an image processor in preprocessor_config.json"),
         ("{", native_library.MALFORMED, "not JSON"),
-        ('{"image_processor_type": "Gemma3ImageProcessor"}', native_library.UNSUPPORTED, '"Gemma3ImageProcessor"'),
+        ('{"image_processor_type": "BlipImageProcessor"}', native_library.UNSUPPORTED, '"BlipImageProcessor"'),
+        (
+            '{"image_processor_type": "Gemma3ImageProcessor"}',
+            native_library.UNSUPPORTED,
+            "makes 224 x 224 pixels, and the vision graph takes 56 x 56",
+        ),
         ('{"image_processor_type": "Idefics3ImageProcessor"}', native_library.UNSUPPORTED, "makes images of any size"),
         ('{"image_processor_type": "Qwen2VLImageProcessor"}', native_library.UNSUPPORTED, "makes images of any size"),
         (

@@ -12,6 +12,10 @@ import pytest
 from native_sessions import answered, asked, require_runtime_library, save_all, shorten_calls
 from pictures import picture
 from seen_answers import build_for_cpu
+from tiny_flamingo import IMAGE_TOKEN as FLAMINGO_TOKEN
+from tiny_flamingo import save_flamingo
+from tiny_gemma3 import IMAGE_TOKEN as GEMMA_TOKEN
+from tiny_gemma3 import publish_gemma3
 from tiny_llava import MARKER_TOKEN, build_llava
 from tiny_llava_next import publish_llava_next
 from tiny_qwen_vl import PUBLISHED_IDS, QWEN2_5_VL, QWEN3_VL, Kind, publish_qwen_vl
@@ -50,12 +54,28 @@ def _build_smolvlm(folder: Path) -> Path:
     return _build(folder, 520)
 
 
+def _build_gemma3(folder: Path) -> Path:
+    publish_gemma3(folder / "model")
+    return _build(folder)
+
+
+def _build_flamingo(folder: Path) -> Path:
+    """Models of this kind have no chat template; this one has, so that it can be asked in turns."""
+    save_flamingo(folder / "model")
+    (folder / "model" / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}>"
+    )
+    return _build(folder, 200)
+
+
 KINDS: dict[str, tuple[int, Callable[[Path], Path]]] = {
     "one size": (MARKER_TOKEN, _build_llava),
     "any size": (PUBLISHED_IDS[2], _build_qwen_vl),
     "deepstack": (PUBLISHED_IDS[2], lambda folder: _build_qwen_vl(folder, QWEN3_VL)),
     "tiles": (SMOLVLM_TOKEN, _build_smolvlm),
     "side by side": (MARKER_TOKEN, _build_llava_next),
+    "seeing each other": (GEMMA_TOKEN, _build_gemma3),
+    "attended": (FLAMINGO_TOKEN, _build_flamingo),
 }
 """An image token, and what builds a model."""
 
@@ -100,7 +120,7 @@ def test_plain_text_is_continued_as_by_the_python_runtime(prompt: str, built: Bu
 
 def test_chunks_may_begin_and_end_within_an_image(built: Built, tmp_path: Path) -> None:
     short = Path(shutil.copytree(built.directory, tmp_path / "cpu"))
-    shorten_calls(short, 7)
+    shorten_calls(short, 10)
     messages, images = [user_message("<image>a<image>")], PICTURES[:2]
     chunked = asked(NativeModel.load(short), messages, images)
     assert chunked.generate(FREE).tokens == asked(built.native, messages, images).generate(FREE).tokens
