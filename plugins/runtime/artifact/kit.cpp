@@ -98,9 +98,9 @@ void take_finished_engines(const std::string& directory, Manifest* manifest) {
     const std::string version = to_text(state.tensorrt);
     std::string& decoders = manifest->engine->tensorrt_version;  // the decoder is the first
     if (!decoders.empty() && decoders != version) {
-      throw Error(ErrorCode::kEngineVersion,
-                  "the engine was built by TensorRT " + version + ", that of the decoder by " + decoders,
-                  engine.string(), kAgain);
+      std::string what = "the engine was built by TensorRT " + version;
+      what += ", that of the decoder by " + decoders;
+      throw Error(ErrorCode::kEngineVersion, what, engine.string(), kAgain);
     }
     decoders = version;
     // The size may be anything: the script recorded the hash.

@@ -315,8 +315,12 @@ LoweredRecord read_lowered(const json& value, const std::string& where) {
 // Of a kit, what is known before its script has built the engines.
 EngineRecord read_engine(const json& value, const std::string& where, bool kit, bool sees) {
   Fields fields(value, where);
-  EngineRecord record{fields.text("target"), kit ? kTensorRt : fields.text("flavour"),
-                      kit ? "" : fields.text("tensorrt_version"), {}, {}, {}};
+  EngineRecord record{fields.text("target"),
+                      kit ? kTensorRt : fields.text("flavour"),
+                      kit ? "" : fields.text("tensorrt_version"),
+                      {},
+                      {},
+                      {}};
   Fields graphs(fields.need(kProfiles), fields.place(kProfiles));
   record.profiles = read_token_profiles(&graphs, kDecoder);
   if (!sees) return record;

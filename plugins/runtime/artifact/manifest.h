@@ -128,8 +128,8 @@ struct Manifest {
 };
 
 // Throws Error: kNotFound, kMalformed, kFutureManifest, kNotAModel (an artifact of a kind that does not run, or a
-// directory above several). A kit's engines are those that its script built (kit.h); parse_manifest leaves their version
-// empty.
+// directory above several). A kit's engines are those that its script built (kit.h); parse_manifest leaves their
+// version empty.
 Manifest read_manifest(const std::string& directory);
 Manifest parse_manifest(std::string_view text, const std::string& directory);
 

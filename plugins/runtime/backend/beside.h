@@ -12,8 +12,8 @@
 
 namespace awq2trt {
 
-// Rows of tokens, [count, width]: the embeddings that `embed` writes, [count, hidden size], and zeros for what a decoder
-// adds behind its first blocks.
+// Rows of tokens, [count, width]: the embeddings that `embed` writes, [count, hidden size], and zeros for what a
+// decoder adds behind its first blocks.
 void embed_rows(const Contract& decoder, size_t count, float* rows, const std::function<void(float*)>& embed);
 
 // A call of a vision graph: an image, or one of its tiles.

@@ -145,9 +145,10 @@ class Slot {
       bind_input(parts_[i].name, new_[i], shape);
     }
     bind_input(kCachePosition, slot_, {1});
-    constexpr const char* kTables[] = {kRotaryCos, kRotarySin};
-    for (size_t i = 0; i < tables_.size(); ++i) {
-      bind_input(kTables[i], tables_[i], {contract().capacity, contract().rotary_pairs});
+    if (!tables_.empty()) {
+      const std::vector<int64_t> shape = {contract().capacity, contract().rotary_pairs};
+      bind_input(kRotaryCos, tables_[0], shape);
+      bind_input(kRotarySin, tables_[1], shape);
     }
     context->set_address(kLogits, logits_.get());
     for (size_t i = 0; i < caches_.size(); ++i) {

@@ -159,8 +159,7 @@ class TensorRt {
 
   Owned load(const std::string& path) const {
     const Mapping file(path);
-    Owned engine(
-        abi::call<abi::Object*>(runtime_.get(), places_.deserialize_cuda_engine, file.data(), file.bytes()));
+    Owned engine(abi::call<abi::Object*>(runtime_.get(), places_.deserialize_cuda_engine, file.data(), file.bytes()));
     if (engine == nullptr) refuse(path);
     return engine;
   }
@@ -240,8 +239,8 @@ LoadEngine open_tensorrt(const EngineRecord& record, const LoadOptions& options)
   }
   constexpr int kFirstOfOtherTables = 11;
   const bool older = !rtx && built[0] < kFirstOfOtherTables;
-  const auto tensorrt = std::make_shared<const TensorRt>(library, older ? abi::kPlaces10 : abi::kPlaces11,
-                                                         name + " " + to_text(here));
+  const auto tensorrt =
+      std::make_shared<const TensorRt>(library, older ? abi::kPlaces10 : abi::kPlaces11, name + " " + to_text(here));
   return [tensorrt](const std::string& path) { return std::make_unique<TensorRtEngine>(tensorrt, path); };
 }
 

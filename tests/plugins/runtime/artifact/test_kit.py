@@ -31,7 +31,7 @@ def finish(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a tiny model of text."""
+    """A kit of a tiny model of text."""
     require_runtime_library()
     folder = tmp_path_factory.mktemp("kit")
     export_tiny(folder)
@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[publish_llava, publish_qwen_vl])
 def seeing_finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of tiny models that see."""
+    """Kits of tiny models that see."""
     require_runtime_library()
     folder = tmp_path_factory.mktemp("seeing")
     request.param(folder / "model")

@@ -158,7 +158,8 @@ class StandInContext : public awq2trt::trt::Context {
       }
       if (shape[i] < least || shape[i] > most) throw std::runtime_error("outside the profile: " + name);
       if (!expected[i].is_string()) continue;
-      if (sizes->emplace(expected[i], shape[i]).first->second != shape[i]) throw std::runtime_error("two sizes: " + name);
+      if (sizes->emplace(expected[i], shape[i]).first->second != shape[i])
+        throw std::runtime_error("two sizes: " + name);
     }
     return shape;
   }
