@@ -53,7 +53,7 @@ class GraphSession:
 
 
 def as_engines(onnx: Artifact, directory: Path, longest: int) -> Artifact:
-    """What `build --target rtx` would leave of a model; its engines are a few bytes, and its graphs lie beside them.
+    """What `build --target rtx` would leave of a model; its engines are a few words, and its graphs lie beside them.
 
     Args:
         onnx: The exported model.
@@ -72,8 +72,8 @@ def as_engines(onnx: Artifact, directory: Path, longest: int) -> Artifact:
         profiles={DECODER: decoding} | {name: profiles_beside(name, longest, vision) for name in contents.beside},
     )
     with create_artifact(directory, "engine", "fingerprint") as draft:
-        for graph in contents.graphs.values():
-            (draft.files / str(graph.engine)).write_bytes(b"an engine")
+        for name, graph in contents.graphs.items():
+            (draft.files / str(graph.engine)).write_text(f"an engine of the {name}")
         for name in onnx.manifest.files:
             draft.adopt(onnx.path(name))
         return draft.publish(contents.model_copy(update={"engine": record}))

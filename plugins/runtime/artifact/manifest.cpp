@@ -262,7 +262,7 @@ VisionRecord read_vision(Fields* model, Fields* graphs) {
   return record;
 }
 
-// Axes of one of a graph's profiles, by which `range` finds the sizes of one.
+// Profiles of a graph; `read` makes each of its axes.
 template <typename Read>
 auto read_profiles(Fields* graphs, const char* graph, const Read& read) {
   std::vector<decltype(read(graphs))> profiles;
