@@ -14,7 +14,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kSumsFile[] = "SHA256SUMS";
-constexpr char kAgain[] = "build the engine again: ./finish.sh --rebuild";
+constexpr char kStateSuffix[] = ".state";
+constexpr char kAgain[] = "build the engines again: ./finish.sh --rebuild";
 constexpr size_t kDigits = 64;
 constexpr int kHighestVersion = 99'99'99;
 
@@ -37,6 +38,23 @@ int32_t number_of(std::string_view text) {
     number = number * 10 + (digit - '0');
   }
   return number;
+}
+
+std::string hash_of(const std::string& bytes) {
+  Sha256 hash;
+  hash.update(bytes.data(), bytes.size());
+  return hash.finish();
+}
+
+// What the script recorded of an engine.
+EngineState state_of(const fs::path& engine, const std::string& kit) {
+  const fs::path file = engine.string() + kStateSuffix;
+  std::error_code problem;
+  if (!fs::is_regular_file(engine, problem) || !fs::is_regular_file(file, problem)) {
+    throw Error(ErrorCode::kNotFound, "the kit has no " + engine.filename().string() + " yet", kit,
+                "run ./finish.sh there, on the Jetson that the kit is for.");
+  }
+  return parse_engine_state(read_file(file, kAgain), file.string());
 }
 
 }  // namespace
@@ -66,25 +84,29 @@ EngineState parse_engine_state(std::string_view text, const std::string& where) 
   return state;
 }
 
-void take_finished_engine(const std::string& directory, Manifest* manifest) {
-  const std::string& name = *manifest->decoder.engine;
-  const fs::path folder(directory), engine = folder / name, state_file = folder / (name + ".state");
-  std::error_code problem;
-  if (!fs::is_regular_file(engine, problem) || !fs::is_regular_file(state_file, problem)) {
-    throw Error(ErrorCode::kNotFound, "the kit has no engine yet", directory,
-                "run ./finish.sh there, on the Jetson that the kit is for.");
+void take_finished_engines(const std::string& directory, Manifest* manifest) {
+  const fs::path folder(directory);
+  const std::string sums = hash_of(read_file(folder / kSumsFile, "copy the kit again."));
+  for (const auto& [graph, record] : manifest->graphs()) {
+    const std::string& name = *record->engine;
+    const fs::path engine = folder / name;
+    const EngineState state = state_of(engine, directory);
+    if (state.kit != sums) {
+      throw Error(ErrorCode::kChangedFile, "the engine was built from an earlier kit", engine.string(),
+                  "run ./finish.sh again.");
+    }
+    const std::string version = to_text(state.tensorrt);
+    std::string& decoders = manifest->engine->tensorrt_version;  // the decoder is the first
+    if (!decoders.empty() && decoders != version) {
+      std::string what = "the engine was built by TensorRT " + version;
+      what += ", that of the decoder by " + decoders;
+      throw Error(ErrorCode::kEngineVersion, what, engine.string(), kAgain);
+    }
+    decoders = version;
+    // The size may be anything: the script recorded the hash.
+    std::error_code problem;
+    manifest->files[name] = {fs::file_size(engine, problem), state.sha256};
   }
-  const EngineState state = parse_engine_state(read_file(state_file, kAgain), state_file.string());
-  const std::string sums = read_file(folder / kSumsFile, "copy the kit again.");
-  Sha256 hash;
-  hash.update(sums.data(), sums.size());
-  if (hash.finish() != state.kit) {
-    throw Error(ErrorCode::kChangedFile, "the engine was built from an earlier kit", engine.string(),
-                "run ./finish.sh again.");
-  }
-  manifest->engine->tensorrt_version = to_text(state.tensorrt);
-  // The size may be anything: the script recorded the hash.
-  manifest->files[name] = {fs::file_size(engine, problem), state.sha256};
 }
 
 }  // namespace awq2trt

@@ -1,5 +1,6 @@
-// A kit's engine, which its script built on the Jetson after the manifest was written. In: a kit's directory and its
-// manifest. Out: the manifest with the engine that awq2trt/kit/finish.sh recorded in model.engine.state.
+// A kit's engines, which its script built on the Jetson after the manifest was written. In: a kit's directory and its
+// manifest. Out: the manifest with the engines that awq2trt/kit/finish.sh recorded, model.engine in model.engine.state,
+// and so on: one of each graph.
 #pragma once
 
 #include <string>
@@ -18,9 +19,9 @@ struct EngineState {
 // Throws Error, kMalformed. `where`: the file, for errors.
 EngineState parse_engine_state(std::string_view text, const std::string& where);
 
-// Fills in the engine's version, and adds its file. Throws Error: kNotFound where the script has not built an engine
-// yet, kChangedFile where it built that of another kit.
-void take_finished_engine(const std::string& directory, Manifest* manifest);
+// Fills in the engines' version, and adds their files. Throws Error: kNotFound where the script has not built one yet,
+// kChangedFile where it built that of another kit, kEngineVersion where two are of different versions.
+void take_finished_engines(const std::string& directory, Manifest* manifest);
 
 // The number that getInferLibVersion returns: TensorRT 10.16.0 is 101600, TensorRT-RTX 1.7.1 is 10701.
 Version tensorrt_version(int32_t number);

@@ -36,6 +36,9 @@ constexpr const char* kSeeing[] = {kGemma3, kLlava, kLlavaNext, kFlamingo, kQwen
 constexpr int64_t kLargestPart = 1 << 13;  // of an image, in pixels or frames
 constexpr size_t kPositionNumbers = 3;     // frame, row and column
 constexpr char kKit[] = "kit";
+constexpr char kEngine[] = "engine";
+constexpr char kProfiles[] = "profiles";
+constexpr char kSequence[] = "sequence", kPatches[] = "patches", kWindows[] = "windows";  // axes of profiles
 constexpr char kTensorRt[] = "tensorrt";  // flavour of a Jetson's engine
 
 [[noreturn]] void malformed(const std::string& what, const std::string& where) {
@@ -264,17 +267,35 @@ VisionRecord read_vision(Fields* model, Fields* graphs) {
   return record;
 }
 
-std::vector<ProfileRecord> read_profiles(Fields* fields) {
-  Fields graphs(fields->need("profiles"), fields->place("profiles"));
-  std::vector<ProfileRecord> profiles;
-  for (const json& profile : list_of(&graphs, kDecoder)) {
-    Fields named(profile, graphs.place(kDecoder));
+// Profiles of a graph; `read` makes each of its axes.
+template <typename Read>
+auto read_profiles(Fields* graphs, const char* graph, const Read& read) {
+  std::vector<decltype(read(graphs))> profiles;
+  for (const json& profile : list_of(graphs, graph)) {
+    Fields named(profile, graphs->place(graph));
     Fields axes(named.need("axes"), named.place("axes"));
-    Fields range(axes.need("sequence"), axes.place("sequence"));
-    profiles.push_back({size_of(&range, "shortest", 1), std::min(size_of(&range, "longest", 1), kMostPositions)});
+    profiles.push_back(read(&axes));
   }
-  if (profiles.empty()) malformed("a list of profiles is expected", graphs.place(kDecoder));
+  if (profiles.empty()) malformed("a list of profiles is expected", graphs->place(graph));
   return profiles;
+}
+
+RangeRecord read_range(Fields* axes, const char* axis) {
+  Fields range(axes->need(axis), axes->place(axis));
+  return {size_of(&range, "shortest", 1), std::min(size_of(&range, "longest", 1), kMostPositions)};
+}
+
+std::vector<ProfileRecord> read_token_profiles(Fields* graphs, const char* graph) {
+  return read_profiles(graphs, graph, [](Fields* axes) { return read_range(axes, kSequence); });
+}
+
+std::vector<ImageProfileRecord> read_image_profiles(Fields* graphs) {
+  const auto range_or_one = [](Fields* axes, const char* axis) {
+    return axes->find(axis) == nullptr ? RangeRecord{1, 1} : read_range(axes, axis);
+  };
+  return read_profiles(graphs, kVision, [&](Fields* axes) {
+    return ImageProfileRecord{range_or_one(axes, kPatches), range_or_one(axes, kWindows)};
+  });
 }
 
 LoweredRecord read_lowered(const json& value, const std::string& where) {
@@ -289,21 +310,28 @@ LoweredRecord read_lowered(const json& value, const std::string& where) {
   if (fields.find("minimum_cuda") != nullptr) record.minimum_cuda = numbers_of(&fields, "minimum_cuda");
   record.cpus = texts_of(&fields, "cpus");
   record.plugin_version = text_if(&fields, "plugin_version");
-  for (const ProfileRecord& profile : read_profiles(&fields)) {
+  Fields graphs(fields.need(kProfiles), fields.place(kProfiles));
+  for (const ProfileRecord& profile : read_token_profiles(&graphs, kDecoder)) {
     record.longest_chunk = std::max(record.longest_chunk, profile.longest);
   }
   return record;
 }
 
-EngineRecord read_engine(const json& value, const std::string& where) {
+// Of a kit, what is known before its script has built the engines.
+EngineRecord read_engine(const json& value, const std::string& where, bool kit, bool sees) {
   Fields fields(value, where);
-  return {fields.text("target"), fields.text("flavour"), fields.text("tensorrt_version"), read_profiles(&fields)};
-}
-
-// What is known before the kit's script has built the engine.
-EngineRecord read_kit(const json& value, const std::string& where) {
-  Fields fields(value, where);
-  return {fields.text("target"), kTensorRt, "", read_profiles(&fields)};
+  EngineRecord record{fields.text("target"),
+                      kit ? kTensorRt : fields.text("flavour"),
+                      kit ? "" : fields.text("tensorrt_version"),
+                      {},
+                      {},
+                      {}};
+  Fields graphs(fields.need(kProfiles), fields.place(kProfiles));
+  record.profiles = read_token_profiles(&graphs, kDecoder);
+  if (!sees) return record;
+  record.embedding_profiles = read_token_profiles(&graphs, kEmbedding);
+  record.vision_profiles = read_image_profiles(&graphs);
+  return record;
 }
 
 std::optional<int32_t> token_if(Fields* fields, const std::string& key) {
@@ -361,6 +389,15 @@ std::string to_text(const Version& version) {
   return text;
 }
 
+std::vector<std::pair<std::string, const GraphRecord*>> Manifest::graphs() const {
+  std::vector<std::pair<std::string, const GraphRecord*>> all = {{kDecoder, &decoder}};
+  if (vision) {
+    all.emplace_back(kVision, &vision->vision);
+    all.emplace_back(kEmbedding, &vision->embedding);
+  }
+  return all;
+}
+
 Manifest parse_manifest(std::string_view text, const std::string& directory) {
   const std::string where = (fs::path(directory) / kManifestFile).string();
   const json value = read_json(text, where);
@@ -369,7 +406,7 @@ Manifest parse_manifest(std::string_view text, const std::string& directory) {
   Manifest manifest;
   manifest.kind = fields.text("kind");
   const bool lowered = manifest.kind == "lowered", kit = manifest.kind == kKit;
-  if (!lowered && !kit && manifest.kind != "engine") refuse_kind(manifest.kind, directory);
+  if (!lowered && !kit && manifest.kind != kEngine) refuse_kind(manifest.kind, directory);
   manifest.fingerprint = fields.text("fingerprint");
   manifest.files = read_files(fields.need("files"), fields.place("files"));
   Fields contents(fields.need("contents"), fields.place("contents"));
@@ -383,19 +420,14 @@ Manifest parse_manifest(std::string_view text, const std::string& directory) {
   if (lowered) {
     manifest.lowered = read_lowered(contents.need("lowered"), contents.place("lowered"));
   } else {
-    manifest.engine = kit ? read_kit(contents.need(kKit), contents.place(kKit))
-                          : read_engine(contents.need("engine"), contents.place("engine"));
-    if (!manifest.decoder.engine) malformed("the decoder has no engine", graphs.place(kDecoder));
+    const char* const key = kit ? kKit : kEngine;
+    manifest.engine = read_engine(contents.need(key), contents.place(key), kit, manifest.vision.has_value());
   }
   manifest.tokens = read_tokens(contents.need("tokens"), contents.place("tokens"));
-  const auto require_listed = [&](const GraphRecord& graph) {
-    const std::string& listed = manifest.engine && !kit && graph.engine ? *graph.engine : graph.model;
+  for (const auto& [name, graph] : manifest.graphs()) {
+    if (manifest.engine && !graph->engine) malformed("the graph has no engine", graphs.place(name));
+    const std::string& listed = manifest.engine && !kit ? *graph->engine : graph->model;
     if (manifest.files.count(listed) == 0) malformed("'" + listed + "' of a graph is not among the files", where);
-  };
-  require_listed(manifest.decoder);
-  if (manifest.vision) {
-    require_listed(manifest.vision->vision);
-    require_listed(manifest.vision->embedding);
   }
   return manifest;
 }
@@ -427,7 +459,7 @@ Manifest read_manifest(const std::string& directory) {
   if (!in.good() && !in.eof())
     throw Error(ErrorCode::kNotFound, "it cannot be read", path.string(), "check its permissions.");
   Manifest manifest = parse_manifest(text, directory);
-  if (manifest.kind == kKit) take_finished_engine(directory, &manifest);
+  if (manifest.kind == kKit) take_finished_engines(directory, &manifest);
   return manifest;
 }
 

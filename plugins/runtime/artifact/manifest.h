@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace awq2trt {
@@ -92,14 +93,28 @@ struct LoweredRecord {
   int64_t longest_chunk = 1;  // most tokens of one call
 };
 
-// Tokens of one call, in the order of the engine's optimization profiles.
-struct ProfileRecord {
+// Sizes of an axis that an engine's optimization profile takes.
+struct RangeRecord {
   int64_t shortest, longest;
+
+  bool takes(int64_t size) const { return shortest <= size && size <= longest; }
 };
 
+// Tokens of one call.
+using ProfileRecord = RangeRecord;
+
+// Sizes of an image that a vision graph takes; one for an axis that it does not have.
+struct ImageProfileRecord {
+  RangeRecord patches, windows;
+};
+
+// Profiles are in the order of each engine's.
 struct EngineRecord {
   std::string target, flavour, tensorrt_version;
-  std::vector<ProfileRecord> profiles;
+  std::vector<ProfileRecord> profiles;  // of the decoder
+  // Of the graphs beside it; nothing for a model of text.
+  std::vector<ProfileRecord> embedding_profiles;
+  std::vector<ImageProfileRecord> vision_profiles;
 };
 
 struct TokensRecord {
@@ -115,11 +130,14 @@ struct Manifest {
   std::optional<LoweredRecord> lowered;  // one of the two is there
   std::optional<EngineRecord> engine;
   TokensRecord tokens;
+
+  // All of them, the decoder first, with their names in the file.
+  std::vector<std::pair<std::string, const GraphRecord*>> graphs() const;
 };
 
 // Throws Error: kNotFound, kMalformed, kFutureManifest, kNotAModel (an artifact of a kind that does not run, or a
-// directory above several). A kit's engine is the one that its script built (kit.h); parse_manifest leaves its version
-// empty.
+// directory above several). A kit's engines are those that its script built (kit.h); parse_manifest leaves their
+// version empty.
 Manifest read_manifest(const std::string& directory);
 Manifest parse_manifest(std::string_view text, const std::string& directory);
 

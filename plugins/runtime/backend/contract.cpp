@@ -286,8 +286,10 @@ VisionContract read_vision_contract(const VisionRecord& vision, const Contract& 
   contract.pixels = number_of(pixels.dtype, where);
   contract.embeddings = number_of(seen.dtype, where);
   contract.width = seen.shape.back();
-  if (contract.pixels == Number::kInt8 || contract.embeddings == Number::kInt8 || ids.dtype != "int64" ||
-      rows.dtype != "float32") {
+  contract.rows = number_of(rows.dtype, where);
+  // Lowered for ONNX Runtime, the embedding makes what this library computes with; its engine, what the decoder reads.
+  const bool rows_fit = vision.embedding.engine ? contract.rows == decoder.rows : contract.rows == Number::kFloat32;
+  if (contract.pixels == Number::kInt8 || contract.embeddings == Number::kInt8 || ids.dtype != "int64" || !rows_fit) {
     unsupported("a vision or embedding graph with these types", where);
   }
   bool fits = sized(contract.width) && rows.shape[2] == decoder.hidden_size;

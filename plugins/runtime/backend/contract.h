@@ -96,6 +96,7 @@ struct IndexContract {
 // of patches beside them -> [pieces, width].
 struct VisionContract {
   Number pixels, embeddings;  // types of its input and its output
+  Number rows;                // type of what the embedding graph makes
   int64_t side, pieces;       // 0 for patches
   int64_t numbers;            // of a patch; 0 for images and tiles
   int64_t width;              // of a row that the decoder reads, or of a piece that it attends to

@@ -1,7 +1,9 @@
 // See forecast.h.
 #include "backend/forecast.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <vector>
 
 #include "awq2trt/awq2trt.hpp"
 
@@ -23,14 +25,17 @@ std::string gibibytes(uint64_t bytes) {
 
 Needs predict_needs(const Manifest& manifest, const Contract& contract) {
   Needs needs{0, 0, kRuntimeBytes};
-  // An ONNX model's weights are in files whose names begin with the model's name.
-  const std::string& model = manifest.engine ? *manifest.decoder.engine : manifest.decoder.model;
-  const auto is_weight = [&](const std::string& name) {
-    const bool seen = manifest.vision && name.rfind(manifest.vision->vision.model, 0) == 0;
-    return seen || (manifest.engine ? name == model : name.rfind(model, 0) == 0);
-  };
+  std::vector<const GraphRecord*> graphs = {&manifest.decoder};
+  if (manifest.vision) graphs.push_back(&manifest.vision->vision);
+  // ONNX Runtime's embedding stays on the CPU.
+  if (manifest.vision && manifest.engine) graphs.push_back(&manifest.vision->embedding);
   for (const auto& [name, record] : manifest.files) {
-    if (is_weight(name)) needs.weights += record.size_bytes;
+    const std::string& file = name;
+    // An ONNX model's weights are in files whose names begin with the model's name.
+    const auto has = [&](const GraphRecord* graph) {
+      return manifest.engine ? file == *graph->engine : file.rfind(graph->model, 0) == 0;
+    };
+    if (std::any_of(graphs.begin(), graphs.end(), has)) needs.weights += record.size_bytes;
   }
   for (const CachePair& pair : contract.caches) needs.caches += contract.cache_bytes(pair, contract.capacity);
   for (const TableContract& table : contract.tables) needs.caches += table.bytes();

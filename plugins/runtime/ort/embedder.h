@@ -21,7 +21,7 @@ class EmbeddingGraph {
  public:
   EmbeddingGraph(std::shared_ptr<const Session> session, const Contract& decoder);
 
-  int64_t width() const { return hidden_size_ + deepstack_; }
+  int64_t width() const { return decoder_.width(); }
   // [count, width]; text adds zeros behind a decoder's first blocks.
   void embed(const int32_t* ids, size_t count, float* rows) const;
 
@@ -29,7 +29,7 @@ class EmbeddingGraph {
   void run(const int32_t* ids, size_t count, float* embeddings) const;
 
   std::shared_ptr<const Session> session_;
-  int64_t hidden_size_, deepstack_;
+  Contract decoder_;
   Owned<abi::RunOptions> options_;
 };
 
@@ -42,9 +42,6 @@ class VisionGraph {
   std::vector<float> see(const PreparedImage& image, DeviceMemory* device) const;
 
  private:
-  void check(const PreparedImage& image) const;
-  std::vector<float> in_order(const PreparedImage& image, const std::vector<float>& rows) const;
-
   std::shared_ptr<const Session> session_;
   VisionContract contract_;
   Owned<abi::RunOptions> options_;

@@ -185,26 +185,31 @@ std::unique_ptr<Backend> open_lowered(const std::string& directory, const Manife
 
 std::unique_ptr<Backend> open_built_engine(const std::string& directory, const Manifest& manifest,
                                            const LoadOptions& options) {
-  if (manifest.vision) {
-    throw Error(ErrorCode::kUnsupported, "this library runs no engines of models that see", directory,
-                "build the model with --target cuda or cpu, or use `awq2trt run --runtime ort`.");
-  }
-  const std::string path = directory + "/" + *manifest.decoder.engine;
-  const Contract contract = read_contract(manifest.decoder, directory);
+  trt::EnginePlan plan{read_contract(manifest.decoder, directory), *manifest.engine, {}};
+  if (manifest.vision) plan.vision = read_vision_contract(*manifest.vision, plan.contract, directory);
   const LoweredRecord any_gpu{};
   std::unique_ptr<DeviceMemory> memory;
   std::optional<Error> without_gpu;
   try {
     memory = ort::open_cuda_memory(any_gpu, options);
-    require_memory(needs_of(manifest, contract, options), memory->info(), memory->title());
+    require_memory(needs_of(manifest, plan.contract, options), memory->info(), memory->title());
   } catch (const Error& error) {
     if (error.code() != ErrorCode::kNoDriver) throw;
     without_gpu = error;  // TensorRT, which is asked next, reports this in its own words
   }
-  std::unique_ptr<trt::Engine> engine = trt::open_engine(path, *manifest.engine, options);
-  if (without_gpu) throw Error(*without_gpu);
-  return trt::make_engine_backend(contract, manifest.engine->profiles, std::move(memory),
-                                  [&] { return std::move(engine); });
+  const auto open = [&] {
+    const trt::LoadEngine load = trt::open_tensorrt(plan.record, options);
+    const auto load_of = [&](const GraphRecord& graph) { return load(directory + "/" + *graph.engine); };
+    trt::Engines engines{load_of(manifest.decoder), nullptr, nullptr};
+    if (manifest.vision) engines.embedding = load_of(manifest.vision->embedding);
+    if (manifest.vision) engines.vision = load_of(manifest.vision->vision);
+    return engines;
+  };
+  if (without_gpu) {
+    open();
+    throw Error(*without_gpu);
+  }
+  return trt::make_engine_backend(plan, std::move(memory), open);
 }
 
 [[noreturn]] void refuse_tokenizer(const std::string& what, const std::string& directory) {

@@ -4,7 +4,10 @@
 #include <algorithm>
 
 #include "backend/buffer.h"
+#include "backend/staged.h"
 #include "backend/worker.h"
+#include "trt/sight.h"
+#include "trt/token_engine.h"
 
 namespace awq2trt {
 namespace trt {
@@ -13,32 +16,32 @@ namespace {
 // State that all conversations share. Everything in it that touches the device runs on `worker`.
 struct Device {
   Contract contract;
-  std::vector<ProfileRecord> profiles;
   std::unique_ptr<DeviceMemory> memory;
-  std::unique_ptr<Engine> engine;
-  std::vector<std::unique_ptr<Context>> contexts;  // of each profile
+  std::unique_ptr<TokenEngine> decoder;
+  std::unique_ptr<EmbeddingEngine> embedding;  // null for a decoder of tokens, like the next
+  std::unique_ptr<VisionEngine> vision;
   std::string title;
   mutable Worker worker;
 
-  // The narrowest profile that takes that many tokens.
-  Context& context_for(int64_t count) const {
-    const ProfileRecord* best = nullptr;
-    for (const ProfileRecord& profile : profiles) {
-      const bool fits = profile.shortest <= count && count <= profile.longest;
-      if (fits && (best == nullptr || profile.longest < best->longest)) best = &profile;
-    }
-    if (best == nullptr) {
-      throw Error(ErrorCode::kUnsupported, "no profile of the engine takes " + std::to_string(count) + " tokens", title,
-                  "build the model again.");
-    }
-    return *contexts[static_cast<size_t>(best - profiles.data())];
+  // On the worker's thread, as the next one.
+  void open(const EnginePlan& plan, Engines engines) {
+    void* const stream = memory->stream();
+    decoder = std::make_unique<TokenEngine>(std::move(engines.decoder), plan.record.profiles, stream);
+    title = decoder->title() + ", " + memory->title();
+    if (!plan.vision) return;
+    embedding = std::make_unique<EmbeddingEngine>(
+        TokenEngine(std::move(engines.embedding), plan.record.embedding_profiles, stream), contract, plan.vision->rows,
+        memory.get());
+    vision = std::make_unique<VisionEngine>(std::move(engines.vision), plan.record.vision_profiles, *plan.vision,
+                                            memory.get());
+  }
+  void close() {
+    vision.reset();
+    embedding.reset();
+    decoder.reset();
   }
 
-  int64_t longest_call() const {
-    int64_t longest = 1;
-    for (const ProfileRecord& profile : profiles) longest = std::max(longest, profile.longest);
-    return std::min(longest, contract.capacity);
-  }
+  int64_t longest_call() const { return std::min(decoder->longest(), contract.capacity); }
   size_t row_bytes() const { return bytes_of(contract.number) * static_cast<size_t>(contract.vocab_size); }
 };
 
@@ -47,39 +50,38 @@ class Slot {
  public:
   explicit Slot(const Device& device)
       : device_(device),
-        ids_(device_buffer(sizeof(int64_t) * static_cast<size_t>(device.longest_call()))),
-        slot_(device_buffer(sizeof(int64_t))),
+        parts_(parts_of(device.contract)),
+        slot_(device.memory.get(), sizeof(int64_t)),
         logits_(device_buffer(device.row_bytes() * rows_of(device.longest_call()))),
-        host_(device.memory.get(), Buffer::Kind::kHost,
-              std::max(device.row_bytes(), sizeof(int64_t) * static_cast<size_t>(device.longest_call() + 1))) {
+        host_logits_(device.memory.get(), Buffer::Kind::kHost, device.row_bytes()) {
+    const auto longest = static_cast<size_t>(device.longest_call());
+    for (const RowPart& part : parts_) new_.emplace_back(device.memory.get(), part_bytes(longest, part));
+    for (const TableContract& table : contract().tables) tables_.emplace_back(device.memory.get(), table.bytes());
     for (const CachePair& pair : contract().caches) {
       caches_.push_back(device_buffer(contract().cache_bytes(pair, contract().capacity)));
     }
   }
 
   void append(const NewTokens& tokens, int64_t position) {
-    const size_t count = tokens.count;
-    Context& context = device_.context_for(static_cast<int64_t>(count));  // refuses more than there is room for
-    DeviceMemory& memory = *device_.memory;
-    int64_t* const staged = static_cast<int64_t*>(host_.get());
-    staged[0] = position;
-    std::copy(tokens.ids, tokens.ids + count, staged + 1);
-    memory.write(slot_.get(), staged, sizeof(int64_t));
-    memory.write(ids_.get(), staged + 1, sizeof(int64_t) * count);
-    rows_ = rows_of(static_cast<int64_t>(count));
-    bind(&context, static_cast<int64_t>(count));
-    context.enqueue(memory.stream());
-    memory.synchronize();
+    Context& context = device_.decoder->context_for(static_cast<int64_t>(tokens.count));  // refuses more than it takes
+    *static_cast<int64_t*>(slot_.host()) = position;
+    slot_.write(sizeof(int64_t));
+    write_new(tokens);
+    write_tables(tokens.tables);
+    rows_ = rows_of(static_cast<int64_t>(tokens.count));
+    bind(&context, static_cast<int64_t>(tokens.count));
+    context.enqueue(device_.memory->stream());
+    device_.memory->synchronize();
   }
 
   // Copies the scores to the host, where widen_logits() finds them until the next call.
   void fetch_logits() {
     const char* const last = static_cast<const char*>(logits_.get()) + device_.row_bytes() * (rows_ - 1);
-    device_.memory->read(host_.get(), last, device_.row_bytes());
+    device_.memory->read(host_logits_.get(), last, device_.row_bytes());
     device_.memory->synchronize();
   }
   void widen_logits(float* logits) const {
-    widen(host_.get(), contract().number, static_cast<size_t>(contract().vocab_size), logits);
+    widen(host_logits_.get(), contract().number, static_cast<size_t>(contract().vocab_size), logits);
   }
 
   void copy_from(const Slot& other) {
@@ -93,15 +95,57 @@ class Slot {
   }
 
  private:
+  // What the decoder reads of new tokens: their ids, or parts of their rows.
+  static std::vector<RowPart> parts_of(const Contract& contract) {
+    if (contract.hidden_size == 0) return {{kInputIds, 0, 1}};
+    return contract.row_parts();
+  }
+
   const Contract& contract() const { return device_.contract; }
+  bool reads_tokens() const { return contract().hidden_size == 0; }
+  size_t part_bytes(size_t count, const RowPart& part) const {
+    return reads_tokens() ? sizeof(int64_t) * count : contract().part_bytes(count, part);
+  }
   size_t rows_of(int64_t count) const { return device_.contract.all_rows ? static_cast<size_t>(count) : 1; }
   Buffer device_buffer(size_t bytes) const { return Buffer(device_.memory.get(), Buffer::Kind::kDevice, bytes); }
 
+  void write_new(const NewTokens& tokens) const {
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      if (reads_tokens()) {
+        std::copy(tokens.ids, tokens.ids + tokens.count, static_cast<int64_t*>(new_[i].host()));
+      } else {
+        contract().narrow_part(tokens.rows, tokens.count, parts_[i], new_[i].host());
+      }
+      new_[i].write(part_bytes(tokens.count, parts_[i]));
+    }
+  }
+
+  // Writes tables that are not there yet; a call without any reads those that are.
+  void write_tables(const std::shared_ptr<const Tables>& tables) {
+    if (tables == nullptr || tables == written_) return;
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      const TableContract& table = contract().tables[i];
+      narrow((*tables)[i].data(), table.number, table.count(), tables_[i].host());
+      tables_[i].write(table.bytes());
+    }
+    written_ = tables;
+  }
+
   void bind(Context* context, int64_t count) const {
-    context->set_shape(kInputIds, {1, count});
-    context->set_shape(kCachePosition, {1});
-    context->set_address(kInputIds, ids_.get());
-    context->set_address(kCachePosition, slot_.get());
+    const auto bind_input = [context](const char* name, const Staged& input, const std::vector<int64_t>& shape) {
+      context->set_shape(name, shape);
+      context->set_address(name, input.bound());
+    };
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      std::vector<int64_t> shape = {1, count};
+      if (!reads_tokens()) shape.push_back(parts_[i].channels);
+      bind_input(parts_[i].name, new_[i], shape);
+    }
+    bind_input(kCachePosition, slot_, {1});
+    for (size_t i = 0; i < tables_.size(); ++i) {
+      const TableContract& table = contract().tables[i];
+      bind_input(table.name.c_str(), tables_[i], table.shape);
+    }
     context->set_address(kLogits, logits_.get());
     for (size_t i = 0; i < caches_.size(); ++i) {
       const CachePair& pair = contract().caches[i];
@@ -112,7 +156,11 @@ class Slot {
   }
 
   const Device& device_;
-  Buffer ids_, slot_, logits_, host_;
+  const std::vector<RowPart> parts_;
+  Staged slot_;
+  std::vector<Staged> new_, tables_;       // each part of new tokens
+  std::shared_ptr<const Tables> written_;  // what is in `tables_`; null for zeros
+  Buffer logits_, host_logits_;
   std::vector<Buffer> caches_;
   size_t rows_ = 1;
 };
@@ -154,9 +202,27 @@ class EngineCache : public Cache {
   int64_t position_ = 0;
 };
 
+class EngineEmbedder : public Embedder {
+ public:
+  explicit EngineEmbedder(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
+
+  int64_t width() const override { return device_->contract.width(); }
+  void embed(const int32_t* ids, size_t count, float* rows) const override {
+    device_->worker.run([&] { device_->embedding->embed(ids, count, rows); });
+  }
+  std::vector<float> see(const PreparedImage& image) const override {
+    std::vector<float> pieces;
+    device_->worker.run([&] { pieces = device_->vision->see(image); });
+    return pieces;
+  }
+
+ private:
+  const std::shared_ptr<const Device> device_;
+};
+
 class EngineBackend : public Backend {
  public:
-  explicit EngineBackend(std::shared_ptr<const Device> device) : device_(std::move(device)) {}
+  explicit EngineBackend(std::shared_ptr<const Device> device) : device_(std::move(device)), embedder_(device_) {}
 
   int64_t capacity() const override { return device_->contract.capacity; }
   int64_t longest_call() const override { return device_->longest_call(); }
@@ -165,35 +231,28 @@ class EngineBackend : public Backend {
   std::unique_ptr<Cache> new_cache(int64_t capacity) const override {
     return std::make_unique<EngineCache>(device_, capacity);
   }
+  const Embedder* embedder() const override { return device_->embedding == nullptr ? nullptr : &embedder_; }
 
  private:
   std::shared_ptr<const Device> device_;
+  EngineEmbedder embedder_;
 };
 
 }  // namespace
 
-std::unique_ptr<Backend> make_engine_backend(const Contract& contract, const std::vector<ProfileRecord>& profiles,
-                                             std::unique_ptr<DeviceMemory> memory,
-                                             const std::function<std::unique_ptr<Engine>()>& open) {
+std::unique_ptr<Backend> make_engine_backend(const EnginePlan& plan, std::unique_ptr<DeviceMemory> memory,
+                                             const std::function<Engines()>& open) {
   // Objects of the worker's thread are destroyed there.
   const std::shared_ptr<Device> device(new Device, [](Device* ended) {
-    ended->worker.run([&] {
-      ended->contexts.clear();
-      ended->engine.reset();
-    });
+    ended->worker.run([&] { ended->close(); });
     delete ended;
   });
-  device->contract = contract;
-  device->profiles = profiles;
+  device->contract = plan.contract;
   device->memory = std::move(memory);
   device->worker.run([&] {
     device->memory->use_on_this_thread();
-    device->engine = open();
-    for (size_t i = 0; i < profiles.size(); ++i) {
-      device->contexts.push_back(device->engine->new_context(static_cast<int32_t>(i), device->memory->stream()));
-    }
+    device->open(plan, open());
   });
-  device->title = device->engine->title() + ", " + device->memory->title();
   return std::make_unique<EngineBackend>(device);
 }
 

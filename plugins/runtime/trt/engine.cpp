@@ -136,9 +136,10 @@ class TensorRtContext : public Context {
   Owned context_;
 };
 
-class TensorRtEngine : public Engine {
+// What all engines of a model share.
+class TensorRt {
  public:
-  TensorRtEngine(void* library, const abi::Places& places, const std::string& title)
+  TensorRt(void* library, const abi::Places& places, const std::string& title)
       : places_(places), title_(title), listener10_(&messages_), listener11_(&messages_) {
     // The function does not check this version; we compare the library's own version ourselves.
     constexpr int32_t kAnyVersion = 0;
@@ -149,43 +150,60 @@ class TensorRtEngine : public Engine {
     const auto get_version = reinterpret_cast<int32_t (*)()>(dlsym(library, "getInferLibVersion"));
     runtime_.reset(create == nullptr ? nullptr
                                      : create(logger, &places == &abi::kPlaces10 ? get_version() : kAnyVersion));
-    if (runtime_ == nullptr) refuse();
+    if (runtime_ == nullptr) refuse(title_);
   }
 
-  void load(const std::string& path) {
+  const abi::Places& places() const { return places_; }
+  const Messages& messages() const { return messages_; }
+  const std::string& title() const { return title_; }
+
+  Owned load(const std::string& path) const {
     const Mapping file(path);
-    engine_.reset(abi::call<abi::Object*>(runtime_.get(), places_.deserialize_cuda_engine, file.data(), file.bytes()));
-    if (engine_ == nullptr) refuse();
+    Owned engine(abi::call<abi::Object*>(runtime_.get(), places_.deserialize_cuda_engine, file.data(), file.bytes()));
+    if (engine == nullptr) refuse(path);
+    return engine;
   }
 
-  const std::string& title() const override { return title_; }
-
-  std::unique_ptr<Context> new_context(int32_t profile, void* stream) override {
-    Owned context(abi::call<abi::Object*>(engine_.get(), places_.create_execution_context, abi::kStaticAllocation));
-    if (context == nullptr) refuse();
-    auto made = std::make_unique<TensorRtContext>(places_, messages_, std::move(context));
-    made->set_profile(profile, stream);
-    return made;
-  }
-
- private:
-  [[noreturn]] void refuse() const {
+  [[noreturn]] void refuse(const std::string& where) const {
     const std::string reason = messages_.last();
     if (says_driver(reason)) {
       throw Error(
           ErrorCode::kNoDriver, "TensorRT finds no GPU that it can use: " + reason, title_,
           "run this on a machine with an NVIDIA GPU and a driver for it, or build the model with --target cpu.");
     }
-    throw Error(ErrorCode::kRefused, "TensorRT refuses the engine: " + reason, title_,
+    throw Error(ErrorCode::kRefused, "TensorRT refuses the engine: " + reason, where,
                 "build the model again for the GPU that is here: awq2trt build MODEL --target TARGET.");
   }
 
+ private:
   const abi::Places& places_;
   std::string title_;
   Messages messages_;
   Listener10 listener10_;
   Listener11 listener11_;
-  Owned runtime_, engine_;  // the engine goes first
+  Owned runtime_;
+};
+
+class TensorRtEngine : public Engine {
+ public:
+  TensorRtEngine(std::shared_ptr<const TensorRt> tensorrt, const std::string& path)
+      : tensorrt_(std::move(tensorrt)), path_(path), engine_(tensorrt_->load(path)) {}
+
+  const std::string& title() const override { return tensorrt_->title(); }
+
+  std::unique_ptr<Context> new_context(int32_t profile, void* stream) override {
+    const abi::Places& places = tensorrt_->places();
+    Owned context(abi::call<abi::Object*>(engine_.get(), places.create_execution_context, abi::kStaticAllocation));
+    if (context == nullptr) tensorrt_->refuse(path_);
+    auto made = std::make_unique<TensorRtContext>(places, tensorrt_->messages(), std::move(context));
+    made->set_profile(profile, stream);
+    return made;
+  }
+
+ private:
+  std::shared_ptr<const TensorRt> tensorrt_;
+  std::string path_;
+  Owned engine_;  // it goes first
 };
 
 void* open_library(const std::string& file, const std::string& fix) {
@@ -203,7 +221,7 @@ std::string file_name(const EngineRecord& record, const Version& built, const Lo
 
 }  // namespace
 
-std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord& record, const LoadOptions& options) {
+LoadEngine open_tensorrt(const EngineRecord& record, const LoadOptions& options) {
   const bool rtx = record.flavour == kRtx;
   Version built = parse_version(record.tensorrt_version);
   built.resize(kReleaseParts);
@@ -221,10 +239,9 @@ std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord&
   }
   constexpr int kFirstOfOtherTables = 11;
   const bool older = !rtx && built[0] < kFirstOfOtherTables;
-  auto engine =
-      std::make_unique<TensorRtEngine>(library, older ? abi::kPlaces10 : abi::kPlaces11, name + " " + to_text(here));
-  engine->load(path);
-  return engine;
+  const auto tensorrt =
+      std::make_shared<const TensorRt>(library, older ? abi::kPlaces10 : abi::kPlaces11, name + " " + to_text(here));
+  return [tensorrt](const std::string& path) { return std::make_unique<TensorRtEngine>(tensorrt, path); };
 }
 
 }  // namespace trt

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,10 +31,14 @@ class Engine {
   virtual std::unique_ptr<Context> new_context(int32_t profile, void* stream) = 0;
 };
 
-// TensorRT's, opened while the program runs: LoadOptions::tensorrt_library, else AWQ2TRT_TENSORRT, else what the loader
-// finds. Throws Error: kNoRuntime without it, kEngineVersion with another release than the one that built the engine,
-// kNoDriver or kRefused with TensorRT's own message.
-std::unique_ptr<Engine> open_engine(const std::string& path, const EngineRecord& record, const LoadOptions& options);
+// Loads the engine of a file.
+using LoadEngine = std::function<std::unique_ptr<Engine>(const std::string& path)>;
+
+// Those of TensorRT, opened while the program runs: LoadOptions::tensorrt_library, else AWQ2TRT_TENSORRT, else what the
+// loader finds. A model's engines share one runtime. It, and what it loads, throw Error: kNoRuntime without TensorRT,
+// kEngineVersion with another release than the one that built the engines, kNoDriver or kRefused with TensorRT's own
+// message.
+LoadEngine open_tensorrt(const EngineRecord& record, const LoadOptions& options);
 
 }  // namespace trt
 }  // namespace awq2trt

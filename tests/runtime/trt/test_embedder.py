@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from pictures import picture
+from tiny_engines import GraphSession, as_engines
 from tiny_llava import IMAGE_TOKEN, export_llava, shown
 from tiny_llava_next import export_llava_next
 from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
@@ -17,55 +16,16 @@ from tiny_smolvlm import export_smolvlm
 
 from awq2trt.artifact.golden import read_golden
 from awq2trt.artifact.manifest import Artifact
-from awq2trt.artifact.publish import create_artifact
-from awq2trt.artifact.records import EngineRecord, ProfileRecord
-from awq2trt.engine.profiles import profiles_beside
 from awq2trt.errors import ToolError
-from awq2trt.graph.read import load_model
-from awq2trt.io_contract import IoContract, TensorContract
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.runtime.golden import compare_golden
 from awq2trt.runtime.ort.embedder import open_embedder
-from awq2trt.runtime.ort.session import open_session
 from awq2trt.runtime.sight import Sight
 from awq2trt.runtime.trt.backend import EngineBackend
 from awq2trt.runtime.trt.embedder import open_engine_embedder
-from awq2trt.runtime.trt.engine import EngineBuild, engine_of
+from awq2trt.runtime.trt.engine import engine_of
 
 LONGEST = 12
-
-
-class GraphSession:
-    """An engine that is none: its graph in ONNX Runtime, its contract and profiles held to."""
-
-    def __init__(self, build: EngineBuild) -> None:
-        path = build.path.with_suffix(".onnx")
-        self._session = open_session(load_model(path), path)
-        self._contract: IoContract = build.contract
-        self._profiles = build.profiles
-        self.closed = False
-
-    def zeros(self, tensor: TensorContract, shape: tuple[int, ...]) -> NDArray[Any]:
-        return np.zeros(shape, tensor.dtype)
-
-    def infer(self, inputs: Mapping[str, NDArray[Any]], profile: int) -> Mapping[str, NDArray[Any]]:
-        axes = self._profiles[profile].axes
-        for tensor in self._contract.inputs:
-            assert str(inputs[tensor.name].dtype) == tensor.dtype
-            for size, axis in zip(inputs[tensor.name].shape, tensor.shape, strict=True):
-                longest = axes[axis].longest if axis in axes else 1
-                assert size == axis if isinstance(axis, int) else size <= longest
-        names = [tensor.name for tensor in self._contract.outputs]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-
-    def carry(self, present: NDArray[Any], past: NDArray[Any]) -> None:
-        past[...] = present
-
-    def read(self, buffer: NDArray[Any]) -> NDArray[np.float32]:
-        return buffer.astype(np.float32)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +36,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def _built(onnx: Artifact, folder: Path) -> Artifact:
-    contents = onnx.manifest.contents.with_engines()
-    vision = contents.model.vision if contents.model else None
-    decoding = (ProfileRecord.of_tokens("prefill", 1, 8, LONGEST), ProfileRecord.of_tokens("decode", 1, 1, 1))
-    record = EngineRecord(
-        target="rtx",
-        compute_capabilities=("SM89",),
-        flavour="tensorrt-rtx",
-        tensorrt_version="1.7.1.116",
-        plugin_version=None,
-        profiles={"decoder": decoding} | {name: profiles_beside(name, LONGEST, vision) for name in contents.beside},
-    )
-    with create_artifact(folder / "rtx", "engine", "fingerprint") as draft:
-        for graph in contents.graphs.values():
-            (draft.files / str(graph.engine)).write_bytes(b"an engine")
-        for name in onnx.manifest.files:
-            draft.adopt(onnx.path(name))
-        return draft.publish(contents.model_copy(update={"engine": record}))
+    return as_engines(onnx, folder / "rtx", LONGEST)
 
 
 @pytest.mark.parametrize("export", [export_qwen_vl, export_qwen3_vl, export_smolvlm, export_llava_next])

@@ -57,6 +57,15 @@ TEST(Forecast, CountsWeightsAndCaches) {
   engine.decoder.engine = "model.engine";
   engine.files["model.engine"] = {5, ""};
   EXPECT_EQ(predict_needs(engine, contract()).weights, 5u);
+  Manifest seeing_engines = seeing;  // a kit has the graphs, too, from which its engines were built
+  seeing_engines.lowered.reset();
+  seeing_engines.engine.emplace();
+  seeing_engines.decoder.engine = "model.engine";
+  seeing_engines.vision->vision.engine = "vision.engine";
+  seeing_engines.vision->embedding.engine = "embedding.engine";
+  seeing_engines.files.insert(
+      {{"model.engine", {5, ""}}, {"vision.engine", {70, ""}}, {"embedding.engine", {900, ""}}});
+  EXPECT_EQ(predict_needs(seeing_engines, contract()).weights, 975u);
 }
 
 TEST(Forecast, RefusesWhatDoesNotFit) {

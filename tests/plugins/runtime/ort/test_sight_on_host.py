@@ -2,100 +2,39 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 from host_memory import HostMemory
-from native_sessions import save_all
+from host_sessions import CAPACITY, MODELS, NEW_TOKENS, PROMPT, HostSessions, save_pictures
 from native_text import BUILD
-from pictures import picture
 from tiny_exports import lower_saved
-from tiny_flamingo import save_flamingo
-from tiny_gemma3 import publish_gemma3
-from tiny_llava import publish_llava
-from tiny_llava_next import publish_llava_next
-from tiny_qwen_vl import QWEN2_5_VL, QWEN3_VL, publish_qwen_vl
-from tiny_smolvlm import publish_smolvlm
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ToolError
 from awq2trt.graph.read import open_decoder
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library
-from awq2trt.runtime import ChatTokenizer, Model, Sampler, Sampling, generate
+from awq2trt.runtime import Model
 from awq2trt.runtime.native import NativeModel
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.embedder import open_embedder
 from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.runtime.ort.session import Execution, open_session
-from awq2trt.runtime.sight import Sight
 
 PROGRAM = BUILD / "tests" / "sight_on_host"
-CAPACITY = 240
-PICTURES = [np.roll(picture(*shape), 5 * index, axis=1) for index, shape in enumerate([(60, 80), (33, 41), (9, 120)])]
-NEW_TOKENS = 16
-PROMPT = "What is it? "
-
-MODELS: dict[str, Callable[[Path], Path]] = {
-    "one size": publish_llava,
-    "windows": lambda directory: publish_qwen_vl(directory, QWEN2_5_VL),
-    "deepstack": lambda directory: publish_qwen_vl(directory, QWEN3_VL),
-    "tiles": lambda directory: publish_smolvlm(directory, "smolvlm"),
-    "side by side": lambda directory: publish_llava_next(directory, {"max_position_embeddings": CAPACITY}),
-    "seeing each other": publish_gemma3,
-    "attended": lambda directory: save_flamingo(directory, n_layers=6, n_heads=8),
-}
 
 
-@dataclass(frozen=True)
-class Built:
-    """A model for CUDA, and what runs it on the host.
-
-    Attributes:
-        directory: Where it is.
-        folder: Where the pictures are.
-        operators: The plugin library.
-    """
-
-    directory: Path
-    folder: Path
-    operators: Path
-
-    def answers(self, *commands: str) -> list[list[int]]:
-        """The program's answers, after which no memory is left."""
-        line = [str(path) for path in (PROGRAM, self.directory, find_onnxruntime_library(), self.operators)]
-        done = subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        *answers, left = done.stdout.splitlines()
-        assert left == "left 0"
-        return [[int(token) for token in answer.split()] for answer in answers]
+class Built(HostSessions):
+    """A model for CUDA, and what runs it on the host."""
 
     def asked(self, text: str, images: Sequence[int]) -> tuple[list[int], list[int]]:
         """The Python runtime's tokens of a text with images, and its answer."""
-        artifact = Artifact.open(self.directory)
-        sight, tokenizer = Sight.of(artifact), ChatTokenizer.load(self.directory)
-        assert sight is not None
-        shown = sight.prepare([self.folder / f"{image}.png" for image in images])
-        token = sight.record.image_token
-        tokens = sight.place(
-            tokenizer.encode(text, token, sight.around, lambda prompt: sight.spell(prompt, shown)), shown
-        )
         _, sizes = open_decoder(self.directory)
-        session = open_session(None, self.directory, Execution(operators=self.operators))
-        options, embedder = CudaOptions(graph=False), open_embedder(artifact, Execution())
+        session = open_session(None, self.directory, Execution(operators=self.line[-1]))
+        options, embedder = CudaOptions(graph=False), open_embedder(Artifact.open(self.directory), Execution())
         backend = CudaBackend.start(session, sizes, HostMemory(), options, embedder)
-        answer = generate(backend, tokens, Sampler(Sampling()), max_new_tokens=NEW_TOKENS, images=shown)
-        return tokens, list(answer)
-
-    def shown(self, session: int, images: Sequence[int], tokens: Sequence[int]) -> list[str]:
-        """Commands that show images, and append tokens."""
-        sizes = {image: f"{PICTURES[image].shape[1]} {PICTURES[image].shape[0]}" for image in images}
-        looks = [f"image {session} {self.folder / f'{image}.rgb'} {sizes[image]}" for image in images]
-        return [*looks, f"append {session} {' '.join(map(str, tokens))}"]
+        return self.expected(backend, text, images)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -109,10 +48,10 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("seeing")
     MODELS[request.param](folder / "model")
     lower_saved(folder, CAPACITY, "cuda")
-    save_all(PICTURES, folder)
-    for index, image in enumerate(PICTURES):
-        (folder / f"{index}.rgb").write_bytes(image.tobytes())
-    return Built(folder / "cuda", folder, operators)
+    save_pictures(folder)
+    onnxruntime = find_onnxruntime_library()
+    assert onnxruntime is not None
+    return Built(folder / "cuda", folder, (PROGRAM, folder / "cuda", onnxruntime, operators))
 
 
 @pytest.mark.parametrize("images", [[], [0], [1, 2]], ids=str)

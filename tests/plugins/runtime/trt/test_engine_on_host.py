@@ -7,21 +7,28 @@ from pathlib import Path
 
 import pytest
 from native_text import BUILD
-from tiny_lowered import CAPACITY, build_lowered
+from tiny_engines import GraphSession, as_engines
+from tiny_kits import export_tiny
 
+from awq2trt.artifact.manifest import Artifact
 from awq2trt.machine.runtime_library import find_onnxruntime_library
-from awq2trt.runtime.ort.backend import OrtBackend
+from awq2trt.runtime.trt.backend import EngineBackend
+from awq2trt.runtime.trt.engine import engine_of
 
 PROGRAM = BUILD / "tests" / "engine_on_host"
+LONGEST = 8
+"""Tokens of a call in the longer profile."""
+
 PROMPT = list(range(40, 59))
-"""More tokens than one call with the stand-in's longer profile accepts."""
+"""More tokens than that."""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not PROGRAM.is_file():
         pytest.skip("the C++ library's tests are not built: make runtime")
-    return build_lowered(tmp_path_factory.mktemp("built"), "cpu") / "cpu"
+    folder = tmp_path_factory.mktemp("built")
+    return as_engines(export_tiny(folder), folder / "rtx", LONGEST).directory
 
 
 def run(model: Path, *commands: str) -> list[str]:
@@ -33,12 +40,15 @@ def run(model: Path, *commands: str) -> list[str]:
 
 
 def append(session: int, tokens: list[int]) -> list[str]:
-    """Splits tokens into calls of 8, as the library's sessions do."""
-    return [f"append {session} {' '.join(map(str, tokens[i : i + 8]))}" for i in range(0, len(tokens), 8)]
+    """Splits tokens into calls, as the library's sessions do."""
+    parts = [tokens[begin : begin + LONGEST] for begin in range(0, len(tokens), LONGEST)]
+    return [f"append {session} {' '.join(map(str, part))}" for part in parts]
 
 
 def test_tokens_are_those_of_the_python_backend(model: Path) -> None:
-    backend = OrtBackend.load_lowered(model, CAPACITY)
+    engine = engine_of(Artifact.open(model))
+    assert engine is not None
+    backend = EngineBackend(GraphSession(engine), engine.contract, engine.profiles)
     token = int(backend.forward(PROMPT).argmax())
     expected, commands = [token], ["open 0", *append(0, PROMPT), "best 0"]
     for _ in range(6):
@@ -65,4 +75,4 @@ def test_sessions_share_contexts_and_not_caches(model: Path) -> None:
 
 def test_what_no_profile_takes_is_refused(model: Path) -> None:
     with pytest.raises(AssertionError, match="no profile of the engine takes 9 tokens"):
-        run(model, "open 0", f"append 0 {' '.join(map(str, range(9)))}")
+        run(model, "open 0", f"append 0 {' '.join(map(str, range(LONGEST + 1)))}")

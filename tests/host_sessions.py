@@ -1,0 +1,98 @@
+"""Sessions of the C++ library with images, on a backend with the host in the place of a GPU (sessions_on_host.h)."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from native_sessions import save_all
+from pictures import picture
+from tiny_flamingo import save_flamingo
+from tiny_gemma3 import publish_gemma3
+from tiny_llava import publish_llava
+from tiny_llava_next import publish_llava_next
+from tiny_qwen_vl import QWEN2_5_VL, QWEN3_VL, publish_qwen_vl
+from tiny_smolvlm import publish_smolvlm
+
+from awq2trt.artifact.manifest import Artifact
+from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.runtime import ChatTokenizer, Sampler, Sampling, generate
+from awq2trt.runtime.backend import Backend
+from awq2trt.runtime.sight import Sight
+
+CAPACITY = 240
+PICTURES = [np.roll(picture(*shape), 5 * index, axis=1) for index, shape in enumerate([(60, 80), (33, 41), (9, 120)])]
+NEW_TOKENS = 16
+PROMPT = "What is it? "
+
+MODELS: dict[str, Callable[[Path], Path]] = {
+    "one size": publish_llava,
+    "windows": lambda directory: publish_qwen_vl(directory, QWEN2_5_VL),
+    "deepstack": lambda directory: publish_qwen_vl(directory, QWEN3_VL),
+    "tiles": lambda directory: publish_smolvlm(directory, "smolvlm"),
+    "side by side": lambda directory: publish_llava_next(directory, {"max_position_embeddings": CAPACITY}),
+    "seeing each other": publish_gemma3,
+    "attended": lambda directory: save_flamingo(directory, n_layers=6, n_heads=8),
+}
+"""Saves a model of each kind."""
+
+
+@dataclass(frozen=True)
+class HostSessions:
+    """A model, and the program that has sessions with it.
+
+    Attributes:
+        directory: The model's.
+        folder: Where `save_pictures` put the pictures.
+        line: Command line of the program.
+    """
+
+    directory: Path
+    folder: Path
+    line: tuple[Path, ...]
+
+    def run(self, *commands: str) -> subprocess.CompletedProcess[str]:
+        """The program's end."""
+        line = [str(part) for part in self.line]
+        return subprocess.run(line, input="\n".join(commands), capture_output=True, text=True, check=False)
+
+    def answers(self, *commands: str) -> list[list[int]]:
+        """The program's answers, after which no memory is left."""
+        done = self.run(*commands)
+        assert done.returncode == 0, done.stderr
+        *answers, left = done.stdout.splitlines()
+        assert left == "left 0"
+        return [[int(token) for token in answer.split()] for answer in answers]
+
+    def shown(self, session: int, images: Sequence[int], tokens: Sequence[int]) -> list[str]:
+        """Commands that show images, and append tokens."""
+        sizes = {image: f"{PICTURES[image].shape[1]} {PICTURES[image].shape[0]}" for image in images}
+        looks = [f"image {session} {self.folder / f'{image}.rgb'} {sizes[image]}" for image in images]
+        return [*looks, f"append {session} {' '.join(map(str, tokens))}"]
+
+    def prompt(self, text: str, images: Sequence[int]) -> tuple[list[int], list[PreparedImage]]:
+        """Tokens of a text with images, as Python's runtime makes them, and the prepared images."""
+        sight, tokenizer = Sight.of(Artifact.open(self.directory)), ChatTokenizer.load(self.directory)
+        assert sight is not None
+        shown = sight.prepare([self.folder / f"{image}.png" for image in images])
+        token = sight.record.image_token
+        tokens = sight.place(
+            tokenizer.encode(text, token, sight.around, lambda prompt: sight.spell(prompt, shown)), shown
+        )
+        return tokens, shown
+
+    def expected(self, backend: Backend, text: str, images: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Tokens of a text with images, and the answer of a backend of Python's runtime."""
+        tokens, shown = self.prompt(text, images)
+        answer = generate(backend, tokens, Sampler(Sampling()), max_new_tokens=NEW_TOKENS, images=shown)
+        return tokens, list(answer)
+
+
+def save_pictures(folder: Path) -> None:
+    """Saves `PICTURES` as files and as raw pixels."""
+    save_all(PICTURES, folder)
+    for index, image in enumerate(PICTURES):
+        (folder / f"{index}.rgb").write_bytes(image.tobytes())
