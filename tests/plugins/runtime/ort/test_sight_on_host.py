@@ -15,6 +15,7 @@ from native_text import BUILD
 from pictures import picture
 from tiny_exports import lower_saved
 from tiny_flamingo import save_flamingo
+from tiny_gemma3 import IMAGE_TOKEN as GEMMA_TOKEN
 from tiny_gemma3 import publish_gemma3
 from tiny_llava import publish_llava
 from tiny_llava_next import publish_llava_next
@@ -84,12 +85,19 @@ class Built:
         tokens = sight.place(
             tokenizer.encode(text, token, sight.around, lambda prompt: sight.spell(prompt, shown)), shown
         )
+        return tokens, self.continued(tokens, images)
+
+    def continued(self, tokens: Sequence[int], images: Sequence[int]) -> list[int]:
+        """The Python runtime's answer to tokens with images."""
+        artifact = Artifact.open(self.directory)
+        sight = Sight.of(artifact)
+        assert sight is not None
+        shown = sight.prepare([self.folder / f"{image}.png" for image in images])
         _, sizes = open_decoder(self.directory)
         session = open_session(None, self.directory, Execution(operators=self.operators))
         options, embedder = CudaOptions(graph=False), open_embedder(artifact, Execution())
         backend = CudaBackend.start(session, sizes, HostMemory(), options, embedder)
-        answer = generate(backend, tokens, Sampler(Sampling()), max_new_tokens=NEW_TOKENS, images=shown)
-        return tokens, list(answer)
+        return list(generate(backend, tokens, Sampler(Sampling()), max_new_tokens=NEW_TOKENS, images=shown))
 
     def shown(self, session: int, images: Sequence[int], tokens: Sequence[int]) -> list[str]:
         """Commands that show images, and append tokens."""
@@ -137,6 +145,18 @@ def test_sessions_keep_their_images_apart(built: Built) -> None:
         *("fork 0 2", f"rewind 2 {prompt}", f"answer 2 {NEW_TOKENS}", "open 1", *in_second, f"answer 1 {NEW_TOKENS}"),
     )
     assert together == [alone[0], alone[1], alone[0], alone[1]]
+
+
+@pytest.mark.parametrize(("built", "image_token"), [("seeing each other", GEMMA_TOKEN)], indirect=["built"])
+def test_what_a_rewind_leaves_of_an_image_sees_only_itself(image_token: int, built: Built) -> None:
+    tokens = built.asked("<image>b", [0])[0]
+    kept, more = tokens[: tokens.index(image_token) + 4], [5, 6, 7]
+    got = built.answers(
+        *("open 0", *built.shown(0, [0], tokens), "answer 0 3", f"rewind 0 {len(kept)}"),
+        *(f"append 0 {' '.join(map(str, more))}", "fork 0 1", f"answer 0 {NEW_TOKENS}", f"answer 1 {NEW_TOKENS}"),
+    )
+    wanted = built.continued([*kept, *more], [0])
+    assert got[1:] == [wanted, wanted]
 
 
 @pytest.mark.gpu
