@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 
 
 @dataclass(frozen=True)
-class HostSessions:
+class HostSessions(ABC):
     """A model, and the program that has sessions with it.
 
     Attributes:
@@ -84,11 +85,19 @@ class HostSessions:
         )
         return tokens, shown
 
-    def expected(self, backend: Backend, text: str, images: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Tokens of a text with images, and the answer of a backend of Python's runtime."""
-        tokens, shown = self.prompt(text, images)
-        answer = generate(backend, tokens, Sampler(Sampling()), max_new_tokens=NEW_TOKENS, images=shown)
-        return tokens, list(answer)
+    def continued(self, tokens: Sequence[int], images: Sequence[int]) -> list[int]:
+        """The answer of Python's runtime to tokens with images."""
+        _, shown = self.prompt("<image>" * len(images), images)
+        return list(generate(self.backend(), tokens, Sampler(Sampling()), max_new_tokens=NEW_TOKENS, images=shown))
+
+    def asked(self, text: str, images: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Python's tokens of a text with images, and its answer."""
+        tokens, _ = self.prompt(text, images)
+        return tokens, self.continued(tokens, images)
+
+    @abstractmethod
+    def backend(self) -> Backend:
+        """That of Python's runtime on the same graphs."""
 
 
 def save_pictures(folder: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny_lowered import edit_manifest
 
-from awq2trt.errors import ToolError
+from awq2trt.errors import ToolError, UsageError
 from awq2trt.machine.runtime_library import find_runtime_library
 from awq2trt.runtime import Model, Sampler, Sampling, generate
 from awq2trt.runtime.native import GenerateOptions, NativeModel, NativeSession
@@ -86,6 +86,17 @@ def assert_same(
     assert session.generate(options).tokens == answer
     assert len(set(answer)) > 3, "an answer of one token again and again would be no proof"
     return tokens
+
+
+def assert_advice_counts_texts(native: NativeModel, image: NDArray[np.uint8]) -> None:
+    """Asserts that an image too many is refused with the tokens of all images and of what is written around them."""
+    one = len(asked(native, "a<image>", [image]).tokens) - len(native.encode("a"))
+    session, shown = native.session(), 0
+    with pytest.raises(UsageError, match="would need more than") as caught:
+        while shown <= native.capacity:
+            session.append_image(image)
+            shown += 1
+    assert f"with a --max-seq-len of more than {one * (shown + 1)}, for the text" in str(caught.value)
 
 
 def shorten_calls(directory: Path, longest: int) -> None:

@@ -18,6 +18,7 @@ struct SeenImage {
   size_t count = 0;
   Grid grid = {};
   std::vector<std::string> texts;  // before the pieces of each tile and behind those of the last; or nothing
+  size_t around = 0;               // tokens of those texts
 
   // Pieces whose tokens stand side by side.
   size_t run() const { return texts.empty() ? count : count / (texts.size() - 1); }

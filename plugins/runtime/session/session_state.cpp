@@ -64,19 +64,22 @@ class SessionState::Answering : public Continuation {
 SessionState::SessionState(std::shared_ptr<const ModelState> model, std::unique_ptr<Cache> cache)
     : model_(std::move(model)), cache_(std::move(cache)), begun_(std::time(nullptr)) {}
 
-void SessionState::require_room(size_t tokens, size_t image_tokens) const {
+// `more`: of a prompt whose text is not known yet.
+void SessionState::require_room(size_t tokens, size_t image_tokens, bool more) const {
   if (static_cast<int64_t>(tokens) <= capacity()) return;
-  const std::string limit = std::to_string(capacity());
+  const std::string limit = std::to_string(capacity()), needed = std::to_string(tokens);
   const bool built = capacity() == model_->backend->capacity();
   const std::string of_images = image_tokens == 0 ? "" : ", " + std::to_string(image_tokens) + " of them of images";
   const std::string shorter = image_tokens == 0 ? "shorten the text" : "show fewer images";
-  throw Error(
-      ErrorCode::kTooLong,
-      "the session would need " + std::to_string(tokens) + " tokens" + of_images + ", but it holds at most " + limit,
-      "Session",
-      shorter + (built
-                     ? ", rewind(), or build the model again with --max-seq-len " + std::to_string(tokens) + " or more."
-                     : ", rewind(), or open a session of more SessionOptions::max_tokens."));
+  throw Error(ErrorCode::kTooLong,
+              "the session would need " + std::string(more ? "more than " : "") + needed + " tokens" + of_images +
+                  ", but it holds at most " + limit,
+              "Session",
+              shorter + ", rewind(), or " +
+                  (!built ? "open a session of more SessionOptions::max_tokens."
+                   : more ? "build the model again with a --max-seq-len of more than " + needed +
+                                ", for the text needs room, too."
+                          : "build the model again with --max-seq-len " + needed + " or more."));
 }
 
 // Refuses to continue from nothing, and without images that were given.
@@ -189,12 +192,17 @@ void SessionState::append_image(const uint8_t* rgb, int32_t width, int32_t heigh
   }
   if (model_->tables) model_->tables->require_images(prompt_.images.size() + waiting_.size() + 1);
   const auto count = static_cast<size_t>(model_->sight->image_tokens(image.size()));
-  size_t image_tokens = count;
-  for (const Pieces& other : waiting_) image_tokens += other->count;
-  require_room(image_tokens, image_tokens);  // before anything as large as they say is made
+  const size_t around = model_->sight->tokens_around(image.size(), *model_->tokenizer);
+  size_t image_tokens = count, tokens = count + around;
+  for (const Pieces& other : waiting_) {
+    image_tokens += other->count;
+    tokens += other->count + other->around;
+  }
+  // Before anything as large as they say is made. Tokens of an application need not have what is written around them.
+  if (static_cast<int64_t>(image_tokens) > capacity()) require_room(tokens, image_tokens, true);
   const PreparedImage prepared = model_->sight->prepare(image);
   waiting_.push_back(std::make_shared<const SeenImage>(
-      SeenImage{model_->backend->embedder()->see(prepared), count, prepared.grid, prepared.texts}));
+      SeenImage{model_->backend->embedder()->see(prepared), count, prepared.grid, prepared.texts, around}));
 }
 
 void SessionState::add_plain(const Prompt& prompt) {

@@ -48,7 +48,7 @@ class SessionState {
   void add_plain(const Prompt& prompt);
   size_t uncut(size_t token) const;
   void replace_prompt(Prompt prompt, size_t same);
-  void require_room(size_t tokens, size_t image_tokens) const;
+  void require_room(size_t tokens, size_t image_tokens, bool more = false) const;
   void require_prompt() const;
   void take_back();
   int64_t next_length() const;

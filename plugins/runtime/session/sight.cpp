@@ -164,20 +164,28 @@ int64_t Sight::image_tokens(const Size& image) const {
   return static_cast<int64_t>(texts_around(grid).size() - 1) * contract_.pieces;
 }
 
+std::vector<std::string> Sight::texts(const Grid& grid) const {
+  if (record_.kind == ImageKind::kBlocks) return {std::string("\n\n") + kBeforeImage, "<end_of_image>\n\n"};
+  return record_.tiles && !record_.tiles->side_by_side ? texts_around(grid) : std::vector<std::string>();
+}
+
+size_t Sight::tokens_around(const Size& image, const Tokenizer& tokenizer) const {
+  size_t count = 0;
+  for (const std::string& text : texts(processor_.grid(image))) count += tokenizer.encode({{text, true}}, false).size();
+  return count;
+}
+
 PreparedImage Sight::prepare(const ImageView& image) const {
   Pixels pixels = processor_.prepare(image);
   PreparedImage prepared{std::move(pixels.values), std::move(pixels.shape),
                          attended() ? contract_.pieces : image_tokens(image.size())};
+  prepared.texts = texts(pixels.grid);
   if (const auto& patches = record_.patches) {
     prepared.grid = pixels.grid;
     add_places(patches->merge, &prepared);
     if (patches->window_size != 0) add_windows(patches->merge, patches->window_side(), &prepared);
   } else if (record_.tiles && record_.tiles->side_by_side) {
     prepared.order = mosaic_order(record_.tiles->side(), pixels.grid, image.size());
-  } else if (record_.tiles) {
-    prepared.texts = texts_around(pixels.grid);
-  } else if (record_.kind == ImageKind::kBlocks) {
-    prepared.texts = {std::string("\n\n") + kBeforeImage, "<end_of_image>\n\n"};
   }
   return prepared;
 }

@@ -38,6 +38,8 @@ class Sight {
   const VisionContract& contract() const { return contract_; }
   // Image tokens of an image of this size.
   int64_t image_tokens(const Size& image) const;
+  // Tokens of what is written around its pieces.
+  size_t tokens_around(const Size& image, const Tokenizer& tokenizer) const;
   // Whether the decoder attends to images: their tokens have rows of their own.
   bool attended() const { return record_.kind == ImageKind::kAttended; }
   PreparedImage prepare(const ImageView& image) const;
@@ -60,6 +62,8 @@ class Sight {
  private:
   // Texts in place of an image.
   std::vector<std::string_view> places() const;
+  // What is written before the pieces of each tile and behind those of the last.
+  std::vector<std::string> texts(const Grid& grid) const;
   std::vector<int32_t> encode(const std::vector<TextPart>& text, bool add_special_tokens, const Tokenizer& tokenizer,
                               const std::vector<Pieces>& images) const;
 

@@ -214,7 +214,7 @@ class AWQ2TRT_API Session {
 
   // Adds messages to the conversation, through the model's chat template. Answers of generate() are part of the
   // conversation; tokens that are already in the cache are not run again. Throws Error, which leaves the session
-  // unchanged.
+  // unchanged, as the other calls that append do.
   void append(const std::vector<Message>& messages);
   // Adds plain text or tokens, which end the conversation: messages after them begin a new one. The first text of a
   // session gets the special tokens that the tokenizer puts around a text. `allow_special` means the same as in
@@ -226,8 +226,8 @@ class AWQ2TRT_API Session {
   // before the user's last text. append_text() needs a marker for each image that waits, and append_tokens() as many
   // image tokens in a row as the image takes, or each of its tiles. Of a model that sees, no text may have a marker
   // without an image. Throws Error: kUnsupported if the model reads text alone, kTooLong if the session cannot hold all
-  // images that wait, kBadArgument if an image has no pixels, more than 2^27, or a side more than 200 times as long as
-  // the other.
+  // images that wait, or a decoder that attends to images takes no more of them, kBadArgument if an image has no
+  // pixels, more than 2^27, or a side more than 200 times as long as the other.
   void append_image(const uint8_t* rgb, int32_t width, int32_t height);
 
   // Generates an answer, whose tokens are appended without the stop token. Another call continues the same answer.

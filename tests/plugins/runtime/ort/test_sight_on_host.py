@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from host_memory import HostMemory
 from host_sessions import CAPACITY, MODELS, NEW_TOKENS, PROMPT, HostSessions, save_pictures
 from native_text import BUILD
 from tiny_exports import lower_saved
+from tiny_gemma3 import IMAGE_TOKEN as GEMMA_TOKEN
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ToolError
@@ -16,6 +15,7 @@ from awq2trt.graph.read import open_decoder
 from awq2trt.machine.plugin_library import find_plugin_library
 from awq2trt.machine.runtime_library import find_onnxruntime_library
 from awq2trt.runtime import Model
+from awq2trt.runtime.backend import Backend
 from awq2trt.runtime.native import NativeModel
 from awq2trt.runtime.ort.cuda import CudaBackend, CudaOptions
 from awq2trt.runtime.ort.embedder import open_embedder
@@ -28,13 +28,11 @@ PROGRAM = BUILD / "tests" / "sight_on_host"
 class Built(HostSessions):
     """A model for CUDA, and what runs it on the host."""
 
-    def asked(self, text: str, images: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The Python runtime's tokens of a text with images, and its answer."""
+    def backend(self) -> Backend:
         _, sizes = open_decoder(self.directory)
         session = open_session(None, self.directory, Execution(operators=self.line[-1]))
         options, embedder = CudaOptions(graph=False), open_embedder(Artifact.open(self.directory), Execution())
-        backend = CudaBackend.start(session, sizes, HostMemory(), options, embedder)
-        return self.expected(backend, text, images)
+        return CudaBackend.start(session, sizes, HostMemory(), options, embedder)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -76,6 +74,18 @@ def test_sessions_keep_their_images_apart(built: Built) -> None:
         *("fork 0 2", f"rewind 2 {prompt}", f"answer 2 {NEW_TOKENS}", "open 1", *in_second, f"answer 1 {NEW_TOKENS}"),
     )
     assert together == [alone[0], alone[1], alone[0], alone[1]]
+
+
+@pytest.mark.parametrize(("built", "image_token"), [("seeing each other", GEMMA_TOKEN)], indirect=["built"])
+def test_what_a_rewind_leaves_of_an_image_sees_only_itself(image_token: int, built: Built) -> None:
+    tokens = built.asked("<image>b", [0])[0]
+    kept, more = tokens[: tokens.index(image_token) + 4], [5, 6, 7]
+    got = built.answers(
+        *("open 0", *built.shown(0, [0], tokens), "answer 0 3", f"rewind 0 {len(kept)}"),
+        *(f"append 0 {' '.join(map(str, more))}", "fork 0 1", f"answer 0 {NEW_TOKENS}", f"answer 1 {NEW_TOKENS}"),
+    )
+    wanted = built.continued([*kept, *more], [0])
+    assert got[1:] == [wanted, wanted]
 
 
 @pytest.mark.gpu

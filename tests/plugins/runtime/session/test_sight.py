@@ -302,7 +302,7 @@ def test_more_images_than_the_session_holds(native: NativeModel) -> None:
     for _ in range(2):
         session.append_image(PICTURES[0])
     with pytest.raises(
-        UsageError, match=r"would need 48 tokens, 48 of them of images, but it holds at most 40"
+        UsageError, match=r"would need more than 48 tokens, 48 of them of images, but it holds at most 40"
     ) as caught:
         session.append_image(PICTURES[0])
     assert vars(caught.value)["code"] == native_library.TOO_LONG

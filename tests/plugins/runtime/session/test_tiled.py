@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_sessions import asked, assert_same, require_runtime_library
+from native_sessions import asked, assert_advice_counts_texts, assert_same, require_runtime_library
 from pictures import picture
 from seen_answers import build_for_cpu
 from tiny_llava_next import publish_llava_next
@@ -55,6 +55,10 @@ def test_prompts_and_answers_are_those_of_the_python_runtime(
 ) -> None:
     messages, images = ASKED[case]
     assert_same(native, python, messages, [PICTURES[image] for image in images], tmp_path)
+
+
+def test_advice_counts_what_is_written_around_tiles(native: NativeModel) -> None:
+    assert_advice_counts_texts(native, PICTURES[0])
 
 
 def test_golden_outputs_include_a_tile(changed: Path) -> None:

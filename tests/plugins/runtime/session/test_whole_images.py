@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_sessions import asked, assert_same, continued, require_runtime_library, save_all, shorten_calls
+from native_sessions import (
+    asked,
+    assert_advice_counts_texts,
+    assert_same,
+    continued,
+    require_runtime_library,
+    save_all,
+    shorten_calls,
+)
 from pictures import picture
 from seen_answers import build_for_cpu
 from tiny_gemma3 import IMAGE_TOKEN, PIECES, publish_gemma3
@@ -184,6 +192,10 @@ def test_what_the_model_writes_is_no_place_for_an_image(native: NativeModel) -> 
         assert session.generate(forced).tokens == [token]
     session.append([user_message("b")])
     assert session.tokens.count(IMAGE_TOKEN) == PIECES
+
+
+def test_advice_counts_what_is_written_around_images(native: NativeModel) -> None:
+    assert_advice_counts_texts(native, PICTURES[0])
 
 
 def test_golden_outputs_include_an_image(changed: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tiny_lowered import edit_manifest
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.machine.runtime_library import find_onnxruntime_library
 from awq2trt.recipe import ExportOptions
+from awq2trt.runtime.backend import Backend
 from awq2trt.runtime.trt.backend import EngineBackend
 from awq2trt.runtime.trt.embedder import open_engine_embedder
 from awq2trt.runtime.trt.engine import engine_of
@@ -30,13 +30,11 @@ LONGEST = 12
 class Built(HostSessions):
     """Directories of engines with their graphs, which run in the engines' place."""
 
-    def asked(self, text: str, images: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The Python runtime's tokens of a text with images, and its answer."""
+    def backend(self) -> Backend:
         artifact = Artifact.open(self.directory)
         decoder, embedder = engine_of(artifact), open_engine_embedder(artifact, GraphSession)
         assert decoder is not None
-        backend = EngineBackend(GraphSession(decoder), decoder.contract, decoder.profiles, embedder)
-        return self.expected(backend, text, images)
+        return EngineBackend(GraphSession(decoder), decoder.contract, decoder.profiles, embedder)
 
     def at(self, directory: Path) -> Built:
         """The same with another directory."""
