@@ -4,13 +4,15 @@
 //
 // In: a model that sees, as of cuda_backend_on_host.h, and commands, one per line; `S` is the number of a session:
 //   open S | image S FILE WIDTH HEIGHT (raw RGB) | append S TOKEN... | answer S COUNT | rewind S COUNT | fork S NEW
-// Out: answers, in tokens, and last how much memory was left.
+//   written S: bytes written to the device since it was asked last
+// Out: answers, in tokens, or numbers, and last how much memory was left.
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <map>
 #include <memory>
 #include <sstream>
+#include <utility>
 
 #include "ort/cuda_backend_on_host.h"
 #include "session/model_state.h"
@@ -39,7 +41,7 @@ void answer(int64_t count, SessionState* session) {
   std::cout << '\n';
 }
 
-void serve(const std::shared_ptr<const ModelState>& model) {
+void serve(const std::shared_ptr<const ModelState>& model, size_t* written) {
   std::map<int, std::unique_ptr<SessionState>> sessions;
   std::string line;
   while (std::getline(std::cin, line)) {
@@ -63,6 +65,8 @@ void serve(const std::shared_ptr<const ModelState>& model) {
       session->rewind(numbers.at(0));
     } else if (command == "fork") {
       sessions[numbers.at(0)] = session->fork();
+    } else if (command == "written") {
+      std::cout << std::exchange(*written, 0) << '\n';
     }
   }
 }
@@ -72,12 +76,12 @@ void serve(const std::shared_ptr<const ModelState>& model) {
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const on_host::Files files{argv[1], argv[2], argv[3], ""};
-  size_t live = 0;
+  size_t live = 0, written = 0;
   try {
     const auto open = [&](const awq2trt::Manifest& manifest, const std::shared_ptr<const awq2trt::Tables>& text) {
-      return on_host::open_cuda_backend(files, manifest, &live, text);
+      return on_host::open_cuda_backend(files, manifest, &live, text, &written);
     };
-    serve(awq2trt::detail::load_model(files.directory, awq2trt::Verify::kSizes, open));
+    serve(awq2trt::detail::load_model(files.directory, awq2trt::Verify::kSizes, open), &written);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

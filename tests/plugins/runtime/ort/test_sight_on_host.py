@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,19 @@ def test_what_a_rewind_leaves_of_an_image_sees_only_itself(image_token: int, bui
     )
     wanted = built.continued([*kept, *more], [0])
     assert got[1:] == [wanted, wanted]
+
+
+@pytest.mark.parametrize("built", ["windows", "seeing each other", "attended"], indirect=True)
+def test_tables_are_written_only_if_they_change(built: Built) -> None:
+    io = Artifact.open(built.directory).manifest.contents.graphs["decoder"].io
+    types = {tensor.name: np.dtype(tensor.dtype) for tensor in io.inputs}
+    tables = sum(math.prod(shape) * types[name].itemsize for name, shape in io.tables.items())
+    tokens = built.asked("<image>b", [0])[0]
+    _, image, _, text, _, more = built.answers(
+        *("open 0", *built.shown(0, [0], tokens), "answer 0 1", "written 0"),
+        *("append 0 5", "answer 0 1", "written 0", "answer 0 3", "written 0"),
+    )
+    assert image[0] > tables > max(*text, *more)
 
 
 @pytest.mark.gpu
