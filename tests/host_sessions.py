@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from tiny_qwen_vl import QWEN2_5_VL, QWEN3_VL, publish_qwen_vl
 from tiny_smolvlm import publish_smolvlm
 
 from awq2trt.artifact.manifest import Artifact
+from awq2trt.io_contract import DECODER
 from awq2trt.models.vision.prepared import PreparedImage
 from awq2trt.runtime import ChatTokenizer, Sampler, Sampling, generate
 from awq2trt.runtime.backend import Backend
@@ -74,10 +76,16 @@ class HostSessions(ABC):
         looks = [f"image {session} {self.folder / f'{image}.rgb'} {sizes[image]}" for image in images]
         return [*looks, f"append {session} {' '.join(map(str, tokens))}"]
 
+    @property
+    def sight(self) -> Sight:
+        """How the model is shown images."""
+        sight = Sight.of(Artifact.open(self.directory))
+        assert sight is not None
+        return sight
+
     def prompt(self, text: str, images: Sequence[int]) -> tuple[list[int], list[PreparedImage]]:
         """Tokens of a text with images, as Python's runtime makes them, and the prepared images."""
-        sight, tokenizer = Sight.of(Artifact.open(self.directory)), ChatTokenizer.load(self.directory)
-        assert sight is not None
+        sight, tokenizer = self.sight, ChatTokenizer.load(self.directory)
         shown = sight.prepare([self.folder / f"{image}.png" for image in images])
         token = sight.record.image_token
         tokens = sight.place(
@@ -105,3 +113,28 @@ def save_pictures(folder: Path) -> None:
     save_all(PICTURES, folder)
     for index, image in enumerate(PICTURES):
         (folder / f"{index}.rgb").write_bytes(image.tobytes())
+
+
+def require_rests_of_images(sessions: HostSessions) -> None:
+    """Holds a session that is rewound into an image to Python's: what is left of it sees no more than text does."""
+    tokens, _ = sessions.asked("<image>b", [0])
+    kept, more = tokens[: tokens.index(sessions.sight.record.image_token) + 4], [5, 6, 7]
+    got = sessions.answers(
+        *("open 0", *sessions.shown(0, [0], tokens), "answer 0 3", f"rewind 0 {len(kept)}"),
+        *(f"append 0 {' '.join(map(str, more))}", "fork 0 1", f"answer 0 {NEW_TOKENS}", f"answer 1 {NEW_TOKENS}"),
+    )
+    wanted = sessions.continued([*kept, *more], [0])
+    assert got[1:] == [wanted, wanted]
+
+
+def require_few_writes(sessions: HostSessions) -> None:
+    """Holds a session to writing its decoder's tables for an image, and not for text behind it."""
+    io = Artifact.open(sessions.directory).manifest.contents.graphs[DECODER].io
+    types = {tensor.name: np.dtype(tensor.dtype) for tensor in io.inputs}
+    tables = sum(math.prod(shape) * types[name].itemsize for name, shape in io.tables.items())
+    tokens, _ = sessions.asked("<image>b", [0])
+    _, image, _, text, _, more = sessions.answers(
+        *("open 0", *sessions.shown(0, [0], tokens), "answer 0 1", "written 0"),
+        *("append 0 5", "answer 0 1", "written 0", "answer 0 3", "written 0"),
+    )
+    assert image[0] > tables > max(*text, *more)

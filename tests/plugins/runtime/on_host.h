@@ -23,10 +23,10 @@
 
 namespace on_host {
 
-// Counts allocated memory, so that leaks show, and refuses threads other than the worker.
+// Counts allocated memory, so that leaks show, and bytes that are written; refuses threads other than the worker.
 class HostMemory : public awq2trt::DeviceMemory {
  public:
-  explicit HostMemory(size_t* live) : live_(live) {}
+  explicit HostMemory(size_t* live, size_t* written = nullptr) : live_(live), written_(written) {}
   const char* runtime_name() const override { return "Cpu"; }
   int32_t index() const override { return 0; }
   const std::string& title() const override { return title_; }
@@ -44,7 +44,10 @@ class HostMemory : public awq2trt::DeviceMemory {
     --*live_;
     std::free(memory);
   }
-  void write(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
+  void write(void* to, const void* from, size_t bytes) override {
+    if (written_ != nullptr) *written_ += bytes;
+    copy(to, from, bytes);
+  }
   void read(void* to, const void* from, size_t bytes) override { copy(to, from, bytes); }
   void copy(void* to, const void* from, size_t bytes) override {
     check_thread();
@@ -58,6 +61,7 @@ class HostMemory : public awq2trt::DeviceMemory {
   }
 
   size_t* live_;
+  size_t* written_;  // or null
   std::string title_ = "the host";
   std::thread::id thread_;
 };

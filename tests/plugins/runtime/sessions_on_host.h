@@ -2,7 +2,8 @@
 // is the number of a session:
 //   open S | image S FILE WIDTH HEIGHT (raw RGB) | append S TOKEN... | answer S COUNT | rewind S COUNT | fork S NEW
 //   threads S COUNT TOKENS (forks that answer at the same time) | check 0 (golden outputs)
-// Out: answers, in tokens; of `threads` 1 if all are the same, of `check` 1 if it passes.
+//   written 0 (bytes written to the device since it was asked last)
+// Out: answers, in tokens, or numbers; of `threads` 1 if all are the same, of `check` 1 if it passes.
 #pragma once
 
 #include <fstream>
@@ -15,6 +16,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "session/golden.h"
@@ -65,7 +67,8 @@ inline bool passes_golden(const ModelState& model) {
   return awq2trt::check_golden(model.directory, *model.backend, &model.sight->contract(), model.tables.get()).calls > 0;
 }
 
-inline void serve(const std::shared_ptr<const ModelState>& model) {
+// `written`: counts bytes.
+inline void serve(const std::shared_ptr<const ModelState>& model, size_t* written) {
   std::map<int, std::unique_ptr<SessionState>> sessions;
   std::string line;
   while (std::getline(std::cin, line)) {
@@ -93,6 +96,8 @@ inline void serve(const std::shared_ptr<const ModelState>& model) {
       std::cout << forks_agree(session.get(), numbers.at(0), numbers.at(1)) << '\n';
     } else if (command == "check") {
       std::cout << passes_golden(*model) << '\n';
+    } else if (command == "written") {
+      std::cout << std::exchange(*written, 0) << '\n';
     }
   }
 }

@@ -22,10 +22,12 @@ struct Files {
   std::string weights;  // another directory, if they are to come from there
 };
 
-// `live`: counts allocated memory; `tables`: those of a text, for a decoder that reads some.
+// `live`: counts allocated memory; `tables`: those of a text, for a decoder that reads some; `written`: counts bytes
+// that are written, or null.
 inline std::unique_ptr<awq2trt::Backend> open_cuda_backend(const Files& files, const awq2trt::Manifest& manifest,
                                                            size_t* live,
-                                                           std::shared_ptr<const awq2trt::Tables> tables = nullptr) {
+                                                           std::shared_ptr<const awq2trt::Tables> tables = nullptr,
+                                                           size_t* written = nullptr) {
   namespace ort = awq2trt::ort;
   const std::string& directory = files.directory;
   const awq2trt::Contract contract = awq2trt::read_contract(manifest.decoder, directory);
@@ -56,7 +58,7 @@ inline std::unique_ptr<awq2trt::Backend> open_cuda_backend(const Files& files, c
   const int64_t longest = std::min(manifest.lowered->longest_chunk, contract.capacity);
   return ort::make_cuda_backend({contract, longest, false, files.weights.empty() ? directory : files.weights,
                                  ort::find_stored_weights(graph, 1), std::move(tables)},
-                                std::make_unique<HostMemory>(live), open, std::move(sight));
+                                std::make_unique<HostMemory>(live, written), open, std::move(sight));
 }
 
 }  // namespace on_host

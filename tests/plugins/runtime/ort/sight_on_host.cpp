@@ -13,12 +13,12 @@
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const on_host::Files files{argv[1], argv[2], argv[3], ""};
-  size_t live = 0;
+  size_t live = 0, written = 0;
   try {
     const auto open = [&](const awq2trt::Manifest& manifest, const std::shared_ptr<const awq2trt::Tables>& text) {
-      return on_host::open_cuda_backend(files, manifest, &live, text);
+      return on_host::open_cuda_backend(files, manifest, &live, text, &written);
     };
-    on_host::serve(awq2trt::detail::load_model(files.directory, awq2trt::Verify::kSizes, open));
+    on_host::serve(awq2trt::detail::load_model(files.directory, awq2trt::Verify::kSizes, open), &written);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

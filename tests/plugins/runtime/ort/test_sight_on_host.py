@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 from host_memory import HostMemory
-from host_sessions import CAPACITY, MODELS, NEW_TOKENS, PROMPT, HostSessions, save_pictures
+from host_sessions import (
+    CAPACITY,
+    MODELS,
+    NEW_TOKENS,
+    PROMPT,
+    HostSessions,
+    require_few_writes,
+    require_rests_of_images,
+    save_pictures,
+)
 from native_text import BUILD
 from tiny_exports import lower_saved
-from tiny_gemma3 import IMAGE_TOKEN as GEMMA_TOKEN
 
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ToolError
@@ -76,16 +84,14 @@ def test_sessions_keep_their_images_apart(built: Built) -> None:
     assert together == [alone[0], alone[1], alone[0], alone[1]]
 
 
-@pytest.mark.parametrize(("built", "image_token"), [("seeing each other", GEMMA_TOKEN)], indirect=["built"])
-def test_what_a_rewind_leaves_of_an_image_sees_only_itself(image_token: int, built: Built) -> None:
-    tokens = built.asked("<image>b", [0])[0]
-    kept, more = tokens[: tokens.index(image_token) + 4], [5, 6, 7]
-    got = built.answers(
-        *("open 0", *built.shown(0, [0], tokens), "answer 0 3", f"rewind 0 {len(kept)}"),
-        *(f"append 0 {' '.join(map(str, more))}", "fork 0 1", f"answer 0 {NEW_TOKENS}", f"answer 1 {NEW_TOKENS}"),
-    )
-    wanted = built.continued([*kept, *more], [0])
-    assert got[1:] == [wanted, wanted]
+@pytest.mark.parametrize("built", ["seeing each other"], indirect=True)
+def test_what_a_rewind_leaves_of_an_image_sees_only_itself(built: Built) -> None:
+    require_rests_of_images(built)
+
+
+@pytest.mark.parametrize("built", ["windows", "seeing each other", "attended"], indirect=True)
+def test_tables_are_written_only_if_they_change(built: Built) -> None:
+    require_few_writes(built)
 
 
 @pytest.mark.gpu

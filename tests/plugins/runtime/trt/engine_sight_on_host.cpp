@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
     const auto open = [&](const awq2trt::Manifest& manifest, const auto&) {
       return on_host::open_engine_backend(directory, manifest, onnxruntime, &blocks);
     };
-    on_host::serve(awq2trt::detail::load_model(directory, awq2trt::Verify::kAlways, open));
+    on_host::serve(awq2trt::detail::load_model(directory, awq2trt::Verify::kAlways, open), &blocks.written);
   } catch (const std::exception& error) {
     std::cerr << error.what() << '\n';
     return 1;

@@ -29,7 +29,8 @@ namespace abi = awq2trt::ort::abi;
 
 // What is allocated, and on which thread that must be.
 struct Blocks {
-  size_t live = 0;  // of the device and of the host
+  size_t live = 0;     // of the device and of the host
+  size_t written = 0;  // bytes, to the device
   std::map<const char*, size_t> of_device;
   std::thread::id thread;
 
@@ -46,7 +47,7 @@ struct Blocks {
 
 class TrackedMemory : public HostMemory {
  public:
-  explicit TrackedMemory(Blocks* blocks) : HostMemory(&blocks->live), blocks_(*blocks) {}
+  explicit TrackedMemory(Blocks* blocks) : HostMemory(&blocks->live, &blocks->written), blocks_(*blocks) {}
   void use_on_this_thread() override {
     HostMemory::use_on_this_thread();
     blocks_.thread = std::this_thread::get_id();

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_sessions import CAPACITY, MODELS, NEW_TOKENS, PICTURES, PROMPT, HostSessions, save_pictures
+from host_sessions import (
+    CAPACITY,
+    MODELS,
+    NEW_TOKENS,
+    PICTURES,
+    PROMPT,
+    HostSessions,
+    require_few_writes,
+    require_rests_of_images,
+    save_pictures,
+)
 from native_text import BUILD
 from tiny_engines import GraphSession, as_engines
 from tiny_exports import export_saved
@@ -107,6 +117,16 @@ def test_an_image_of_a_later_turn(built: Built) -> None:
 
 def test_golden_outputs_pass(built: Built) -> None:
     assert built.answers("check 0") == [[1]]
+
+
+@pytest.mark.parametrize("kind", ["seeing each other"], indirect=True)
+def test_what_a_rewind_leaves_of_an_image_sees_only_itself(built: Built) -> None:
+    require_rests_of_images(built)
+
+
+@pytest.mark.parametrize("kind", ["windows", "seeing each other", "attended"], indirect=True)
+def test_tables_are_written_only_if_they_change(built: Built) -> None:
+    require_few_writes(built)
 
 
 @pytest.mark.parametrize("kind", ["windows", "deepstack"], indirect=True)
