@@ -32,15 +32,7 @@ from awq2trt.graph.fusion import fuse_
 from awq2trt.graph.int8_cache import int8_contract, quantize_cache_
 from awq2trt.graph.provider_file import save_model
 from awq2trt.graph.read import load_model, open_decoder, operators_of
-from awq2trt.io_contract import (
-    DECODER,
-    MODEL_FILE,
-    ROTARY_TABLES,
-    VISION,
-    WEIGHTS_FILE,
-    IoContract,
-    TensorContract,
-)
+from awq2trt.io_contract import DECODER, MODEL_FILE, VISION, WEIGHTS_FILE, IoContract, TensorContract
 from awq2trt.kit.graph_settings import graph_settings, is_free
 from awq2trt.machine.foreign_library import KitPlugin
 from awq2trt.machine.plugin_library import LIBRARY_NAME
@@ -175,7 +167,7 @@ def write_kit(
         golden |= _golden_settings(directory, graphs)
     shutil.copyfile(_HERE / SCRIPT_FILE, directory / SCRIPT_FILE)
     (directory / SCRIPT_FILE).chmod(0o755)
-    (directory / README_FILE).write_text(_readme(plan, record, graphs[DECODER].io), encoding="utf-8")
+    (directory / README_FILE).write_text(_readme(plan, record, sizes.capacity), encoding="utf-8")
     settings = _settings(plan, record) | graph_settings(graphs, models, record.profiles) | golden
     settings |= {"fraction_bits": str(_FRACTION_BITS[sizes.dtype.name.lower()]), "files": str(_files_of(directory))}
     conf = "".join(f"kit_{key}={shlex.quote(value)}\n" for key, value in sorted(settings.items()))
@@ -296,7 +288,7 @@ def _golden_settings(directory: Path, graphs: Mapping[str, GraphRecord]) -> dict
     return settings
 
 
-def _readme(plan: KitPlan, record: KitRecord, decoder: IoContract) -> str:
+def _readme(plan: KitPlan, record: KitRecord, capacity: int) -> str:
     prefill = record.profiles[DECODER][0].tokens
     compiles = plan.plugin.library is None
     values = {
@@ -305,7 +297,7 @@ def _readme(plan: KitPlan, record: KitRecord, decoder: IoContract) -> str:
         "scheme": plan.scheme,
         "version": __version__,
         "jetpack": record.jetpack,
-        "cache": f"{decoder.capacity}",
+        "cache": f"{capacity}",
         "target": record.target,
         "capability": record.compute_capability,
         "tensorrt": ".".join(str(part) for part in record.minimum_tensorrt),
@@ -329,8 +321,7 @@ def _readme(plan: KitPlan, record: KitRecord, decoder: IoContract) -> str:
     if plan.runtime:
         megabytes = sum(path.stat().st_size for path in plan.runtime.values()) / 1e6
         section = Template(TEMPLATES[2].read_text(encoding="utf-8"))
-        seeing = _SEES if set(decoder.tables) <= set(ROTARY_TABLES) else _REFUSED
-        on_images = seeing if len(record.profiles) > 1 else ""
+        on_images = _SEES if len(record.profiles) > 1 else ""
         values["runtime"] = "\n" + section.substitute(folder=RUNTIME_FOLDER, size=f"{megabytes:.1f}") + on_images
     return Template(TEMPLATES[1].read_text(encoding="utf-8")).substitute(values)
 
@@ -344,10 +335,6 @@ _BESIDE: Final = """\
 _SEES: Final = """
 It runs the engines of all three graphs. Build `see` in the place of `chat` to ask about pictures:
 `see/see . QUESTION PICTURE.ppm`.
-"""
-
-_REFUSED: Final = """
-So far it refuses the engines of this model, whose decoder reads tables that it does not fill, and says so.
 """
 
 _COMPILE_NOTE: Final = """

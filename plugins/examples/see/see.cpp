@@ -42,6 +42,20 @@ Picture read_ppm(const std::string& path) {
   return picture;
 }
 
+// Asks about the pictures that wait. A model without a chat template, such as OpenFlamingo, goes on with the text.
+void ask(const std::string& question, int pictures, awq2trt::Session* session) {
+  try {
+    session->append({{"user", question}});
+  } catch (const awq2trt::Error& error) {
+    if (error.code() != awq2trt::ErrorCode::kNoTemplate) throw;
+    std::string text = question;
+    if (question.find("<image>") == std::string::npos) {
+      for (int i = 0; i < pictures; ++i) text.insert(0, "<image>");
+    }
+    session->append_text(text);
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -55,7 +69,7 @@ int main(int count, char** arguments) {
       const Picture picture = read_ppm(arguments[i]);
       session.append_image(picture.rgb.data(), picture.width, picture.height);
     }
-    session.append({{"user", arguments[2]}});
+    ask(arguments[2], count - 3, &session);
     session.generate({}, [](std::string_view text) { return static_cast<bool>(std::cout << text << std::flush); });
     std::cout << "\n";
   } catch (const std::exception& error) {
