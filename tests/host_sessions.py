@@ -105,7 +105,7 @@ class HostSessions(ABC):
 
     @abstractmethod
     def backend(self) -> Backend:
-        """That of Python's runtime on the same graphs."""
+        """The backend of Python's runtime on the same graphs."""
 
 
 def save_pictures(folder: Path) -> None:
