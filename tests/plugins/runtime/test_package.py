@@ -14,6 +14,8 @@ import pytest
 from native_text import BUILD
 from pictures import picture
 from PIL import Image
+from tiny_exports import lower_saved
+from tiny_flamingo import save_flamingo
 from tiny_llava import build_llava
 from tiny_models import save_llama
 
@@ -241,6 +243,21 @@ def test_example_see_answers_about_pictures(examples: dict[str, Path], seeing: P
         printed = _run(see, str(seeing / "cpu"), question, *map(str, files))
         answer = model.generate_text(question, images=files)
         assert printed == re.sub("\r\n?", "\n", answer) + "\n"  # ends of lines, as `_run` reads them
+
+
+def test_example_see_goes_on_with_the_text_of_a_model_without_a_chat_template(
+    examples: dict[str, Path], seeing: Path, tmp_path: Path
+) -> None:
+    """OpenFlamingo: pictures without a place come first."""
+    save_flamingo(tmp_path / "model")
+    lower_saved(tmp_path, 96, "cpu")
+    model = Model.load(tmp_path / "cpu", DeviceOptions("cpu"))
+    files = [seeing / "1.ppm", seeing / "0.ppm"]
+    for question in ("Two pictures of", "a<image>b<image>c"):
+        printed = _run(str(examples["see"]), str(tmp_path / "cpu"), question, *map(str, files))
+        text = question if "<image>" in question else f"<image><image>{question}"
+        answer = model.generate_text(text, images=files, raw=True)
+        assert printed == re.sub("\r\n?", "\n", answer) + "\n"
 
 
 @pytest.mark.parametrize(
