@@ -169,8 +169,11 @@ class ChatTokenizer:
 
         with reading("a tokenizer that accepts this text", self._tokenizer.name_or_path, error=ArtifactError):
             tokens = encoded(text, special=add_special_tokens)
+            if image_token is None:
+                return tokens
             before, after = around
-            if image_token is None or (tokens.count(image_token) == text.count(MARKER) and not before and not after):
+            known = self._tokenizer.convert_tokens_to_ids(MARKER) == image_token  # else the text may spell others
+            if known and tokens.count(image_token) == text.count(MARKER) and not before and not after:
                 return tokens
             first, *rest = text.split(MARKER)
             tokens = encoded(first, special=add_special_tokens)

@@ -183,6 +183,23 @@ def test_places_of_both_spellings_must_be_as_many_as_images(native: NativeModel,
             model.generate_text("What is <start_of_image>?", max_new_tokens=2)
 
 
+@pytest.mark.parametrize("between", ["", "x"])
+def test_image_tokens_that_a_text_spells_are_no_places(
+    between: str, native: NativeModel, python: Model, built: Path
+) -> None:
+    """As many as the marker stands for: they must not be taken for its own."""
+    spelled = "<image_soft_token>"
+    text = "<image>" + spelled * (PIECES - 1) + between + spelled
+    session = native.session()
+    session.append_image(PICTURES[0])
+    with pytest.raises(UsageError, match=f"places for images: {2 * PIECES}; images that wait for one: 1"):
+        session.append_text(text, allow_special=True)
+    session.append_text(text)  # no tokens are read there
+    assert session.tokens.count(IMAGE_TOKEN) == PIECES
+    with pytest.raises(UsageError, match=f"places for images in the prompt: {2 * PIECES}; images given: 1"):
+        python.generate_text(text, images=[built / "0.png"], raw=True)
+
+
 def test_what_the_model_writes_is_no_place_for_an_image(native: NativeModel) -> None:
     session = asked(native, [user_message("a")], PICTURES[:1])
     written = native.encode("<start_of_image>x<image>")
