@@ -211,6 +211,22 @@ def test_what_the_model_writes_is_no_place_for_an_image(native: NativeModel) -> 
     assert session.tokens.count(IMAGE_TOKEN) == PIECES
 
 
+@pytest.mark.parametrize(("room", "shorter"), [(CAPACITY + 1, "shorten the text"), (CAPACITY, "show fewer images")])
+def test_advice_is_about_what_is_too_long(
+    room: int, shorter: str, native: NativeModel, python: Model, built: Path
+) -> None:
+    text = "<image>" + "a" * (room - len(asked(native, "<image>", PICTURES[:1]).tokens) + PIECES)
+    for model in (native, python):
+        with pytest.raises(UsageError, match=rf" {room + PIECES} tokens, {PIECES} of them of .* {shorter}, "):
+            model.generate_text(text, images=[built / "0.png"], raw=True)
+
+
+def test_advice_counts_images_before_a_conversation(native: NativeModel) -> None:
+    session = asked(native, "<image>b", PICTURES[:1])
+    with pytest.raises(UsageError, match=f", {PIECES} of them of images, .* shorten the text"):
+        session.append([user_message("a" * CAPACITY)])
+
+
 def test_advice_counts_what_is_written_around_images(native: NativeModel) -> None:
     assert_advice_counts_texts(native, PICTURES[0])
 
