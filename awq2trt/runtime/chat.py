@@ -115,9 +115,7 @@ class ChatTokenizer:
             UsageError: The model has no chat template, or its template refuses the messages or has no place for images.
         """
         if not self._tokenizer.chat_template:
-            raise UsageError(
-                "this model has no chat template.", where="--prompt", fix="use --raw to continue plain text instead."
-            )
+            raise no_template()
         if image_token is None:
             plain = self._render([dict(message) for message in messages])
             return self._tokens(plain, None, around, add_special_tokens=False)
@@ -171,8 +169,11 @@ class ChatTokenizer:
 
         with reading("a tokenizer that accepts this text", self._tokenizer.name_or_path, error=ArtifactError):
             tokens = encoded(text, special=add_special_tokens)
+            if image_token is None:
+                return tokens
             before, after = around
-            if image_token is None or (tokens.count(image_token) == text.count(MARKER) and not before and not after):
+            known = self._tokenizer.convert_tokens_to_ids(MARKER) == image_token  # else the text may spell others
+            if known and tokens.count(image_token) == text.count(MARKER) and not before and not after:
                 return tokens
             first, *rest = text.split(MARKER)
             tokens = encoded(first, special=add_special_tokens)
@@ -185,6 +186,13 @@ class ChatTokenizer:
         with reading("a tokenizer of this model", self._tokenizer.name_or_path, error=ArtifactError):
             text = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
+
+
+def no_template() -> UsageError:
+    """The error that says that a model cannot be asked in messages."""
+    return UsageError(
+        "this model has no chat template.", where="--prompt", fix="use --raw to continue plain text instead."
+    )
 
 
 def user_message(content: str) -> Message:

@@ -164,11 +164,14 @@ class Model:
         )
         placed = sight.place(tokens, images)
         if images and len(placed) > self.backend.capacity:
+            seen = placed.count(token)
+            alone = len(placed) - seen > self.backend.capacity  # the text is too long without images, too
+            shorter = "shorten the text" if alone else "show fewer images"
             raise UsageError(
-                f"the prompt has {len(placed)} tokens, {placed.count(token)} of them of {len(images)} images, but the "
+                f"the prompt has {len(placed)} tokens, {seen} of them of {len(images)} images, but the "
                 f"cache of this model holds {self.backend.capacity}.",
-                where="--image",
-                fix=f"show fewer images, or export again with --max-seq-len {len(placed)} or more.",
+                where="--prompt" if alone else "--image",
+                fix=f"{shorter}, or export again with --max-seq-len {len(placed)} or more.",
             )
         return placed
 

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from awq2trt.artifact.golden import DESCRIPTION_FILE
 from awq2trt.artifact.manifest import MANIFEST_FILE, read_manifest
-from awq2trt.errors import ToolError, UsageError
+from awq2trt.errors import Awq2trtError, ToolError, UsageError
 from awq2trt.images.pairs import MARKER
 from awq2trt.images.read import read_image
 from awq2trt.machine.gpu import load_libraries, read_driver
@@ -30,10 +30,11 @@ from awq2trt.machine.runtime_library import find_onnxruntime_library, find_tenso
 from awq2trt.models.vision.description import CHANNELS
 from awq2trt.models.vision.pooled import BEFORE_IMAGE
 from awq2trt.progress import Progress, SilentProgress
-from awq2trt.runtime.chat import Message, user_message
+from awq2trt.runtime.chat import Message, no_template, user_message
 from awq2trt.runtime.first_run import passed_mark, write_mark
 from awq2trt.runtime.native_library import (
     CALLBACK,
+    NO_TEMPLATE,
     BiasStructure,
     GenerateOptionsStructure,
     LoadOptionsStructure,
@@ -395,13 +396,25 @@ class NativeModel:
         if raw:
             session.append_text(asked[0]["content"], allow_special=True)
         else:
-            session.append(asked)
+            with _naming_raw():
+                session.append(asked)
         options = GenerateOptions(max_tokens=max_new_tokens, sampling=sampling or Sampling(), stop=stop)
         return _pieces(session, options)
 
     def generate_text(self, prompt: str | Sequence[Message], **options: Any) -> str:
         """Returns the complete answer at once; arguments and errors are those of `generate`."""
         return "".join(self.generate(prompt, **options))
+
+
+@contextmanager
+def _naming_raw() -> Iterator[None]:
+    """Says what to do without a chat template as Python's runtime does: a function of the library is no help here."""
+    try:
+        yield
+    except Awq2trtError as error:
+        if vars(error).get("code") != NO_TEMPLATE:
+            raise
+        raise no_template() from error
 
 
 def _pieces(session: NativeSession, options: GenerateOptions) -> Iterator[str]:

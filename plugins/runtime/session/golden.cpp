@@ -113,6 +113,9 @@ GoldenImage read_image(const json& entry, const fs::path& folder, const VisionCo
   if (prepared.pieces * seeing.width != static_cast<int64_t>(image.embeddings.size())) {
     malformed("whole pieces of an image are expected", folder / kDescription);
   }
+  if (image.attended && prepared.pieces != seeing.pieces) {
+    malformed("an image of " + std::to_string(seeing.pieces) + " pieces is expected", folder / kDescription);
+  }
   for (const IndexContract& index : seeing.indices) prepared.indices.push_back(read_indices(entry, index, folder));
   const auto count = static_cast<int64_t>(prepared.pixels.size());
   prepared.shape = seeing.numbers != 0 ? std::vector<int64_t>{count / seeing.numbers, seeing.numbers}

@@ -70,7 +70,8 @@ void SessionState::require_room(size_t tokens, size_t image_tokens, bool more) c
   const std::string limit = std::to_string(capacity()), needed = std::to_string(tokens);
   const bool built = capacity() == model_->backend->capacity();
   const std::string of_images = image_tokens == 0 ? "" : ", " + std::to_string(image_tokens) + " of them of images";
-  const std::string shorter = image_tokens == 0 ? "shorten the text" : "show fewer images";
+  const bool of_text = static_cast<int64_t>(tokens - image_tokens) > capacity();  // without images, too
+  const std::string shorter = image_tokens == 0 || of_text ? "shorten the text" : "show fewer images";
   throw Error(ErrorCode::kTooLong,
               "the session would need " + std::string(more ? "more than " : "") + needed + " tokens" + of_images +
                   ", but it holds at most " + limit,
@@ -141,12 +142,12 @@ void SessionState::append(const std::vector<Message>& messages) {
   images.insert(images.end(), waiting_.begin(), waiting_.end());
   const size_t base = conversing_ ? base_ : prompt_.size();
   const Prompt prompt = encode(all, images);
-  require_room(base + prompt.size(), prompt.image_tokens());
   // The part that the cache already holds stays: usually everything except the new messages.
   const size_t same = prompt_.same_tokens(base, prompt);
   Prompt whole = prompt_;
   whole.keep(base + same);
   whole.append(prompt, same);
+  require_room(whole.size(), whole.image_tokens());
   replace_prompt(std::move(whole), base + same);
   conversing_ = true;
   base_ = base;

@@ -282,11 +282,13 @@ std::vector<int32_t> Sight::encode(const std::vector<TextPart>& text, bool add_s
     whole.push_back({kMarker, true});
     whole.insert(whole.end(), between[i].begin(), between[i].end());
   }
-  std::vector<int32_t> tokens = tokenizer.encode(whole, add_special_tokens);
-  const auto found = std::count(tokens.begin(), tokens.end(), record_.image_token);
   const std::vector<int32_t>&before = record_.before, &after = record_.after;
-  if (before.empty() && after.empty() && found == static_cast<std::ptrdiff_t>(between.size()) - 1) {
-    return tokens;
+  std::vector<int32_t> tokens;
+  // Where they are none, image tokens would be those that the text itself spells.
+  if (before.empty() && after.empty() && tokenizer.find(kMarker) == record_.image_token) {
+    tokens = tokenizer.encode(whole, add_special_tokens);
+    const auto found = std::count(tokens.begin(), tokens.end(), record_.image_token);
+    if (found == static_cast<std::ptrdiff_t>(between.size()) - 1) return tokens;
   }
   tokens = tokenizer.encode(between.front(), add_special_tokens);
   for (size_t i = 1; i < between.size(); ++i) {

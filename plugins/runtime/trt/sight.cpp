@@ -23,6 +23,7 @@ void EmbeddingEngine::call(const int32_t* ids, size_t count, float* embeddings) 
   const auto length = static_cast<int64_t>(count);
   const size_t numbers = count * static_cast<size_t>(decoder_.hidden_size);
   if (count > room_) {
+    room_ = 0;  // also if there is no memory for more
     ids_.emplace(&memory_, sizeof(int64_t) * count);
     embeddings_.emplace(&memory_, bytes_of(type_) * numbers);
     room_ = count;

@@ -147,6 +147,22 @@ def test_it_has_no_chat_template(native: NativeModel) -> None:
     assert vars(caught.value)["code"] == native_library.NO_TEMPLATE
 
 
+def test_both_runtimes_say_what_to_do_without_a_chat_template(native: NativeModel, python: Model, built: Path) -> None:
+    for model in (native, python):
+        with pytest.raises(UsageError, match="use --raw"):
+            model.generate_text("a", images=[built / "0.png"])
+
+
+def test_a_golden_image_of_several_is_refused(changed: Path) -> None:
+    """More than the decoder has memory for."""
+    for name in ("pixel_values", "image_embeddings"):
+        file = f"golden.vision.{name}.bin"
+        replace_file(changed, file, (changed / file).read_bytes() * (MOST_IMAGES + 1))
+    with pytest.raises(Awq2trtError, match=r"an image of [0-9]+ pieces is expected") as caught:
+        NativeModel.load(changed).check()
+    assert vars(caught.value)["code"] == native_library.MALFORMED
+
+
 def test_golden_outputs_attend_to_an_image(changed: Path) -> None:
     worst, allowed = NativeModel.load(changed).check()
     assert 0.0 <= worst <= allowed

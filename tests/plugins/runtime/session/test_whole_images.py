@@ -183,6 +183,23 @@ def test_places_of_both_spellings_must_be_as_many_as_images(native: NativeModel,
             model.generate_text("What is <start_of_image>?", max_new_tokens=2)
 
 
+@pytest.mark.parametrize("between", ["", "x"])
+def test_image_tokens_that_a_text_spells_are_no_places(
+    between: str, native: NativeModel, python: Model, built: Path
+) -> None:
+    """As many as the marker stands for: they must not be taken for its own."""
+    spelled = "<image_soft_token>"
+    text = "<image>" + spelled * (PIECES - 1) + between + spelled
+    session = native.session()
+    session.append_image(PICTURES[0])
+    with pytest.raises(UsageError, match=f"places for images: {2 * PIECES}; images that wait for one: 1"):
+        session.append_text(text, allow_special=True)
+    session.append_text(text)  # no tokens are read there
+    assert session.tokens.count(IMAGE_TOKEN) == PIECES
+    with pytest.raises(UsageError, match=f"places for images in the prompt: {2 * PIECES}; images given: 1"):
+        python.generate_text(text, images=[built / "0.png"], raw=True)
+
+
 def test_what_the_model_writes_is_no_place_for_an_image(native: NativeModel) -> None:
     session = asked(native, [user_message("a")], PICTURES[:1])
     written = native.encode("<start_of_image>x<image>")
@@ -192,6 +209,22 @@ def test_what_the_model_writes_is_no_place_for_an_image(native: NativeModel) -> 
         assert session.generate(forced).tokens == [token]
     session.append([user_message("b")])
     assert session.tokens.count(IMAGE_TOKEN) == PIECES
+
+
+@pytest.mark.parametrize(("room", "shorter"), [(CAPACITY + 1, "shorten the text"), (CAPACITY, "show fewer images")])
+def test_advice_is_about_what_is_too_long(
+    room: int, shorter: str, native: NativeModel, python: Model, built: Path
+) -> None:
+    text = "<image>" + "a" * (room - len(asked(native, "<image>", PICTURES[:1]).tokens) + PIECES)
+    for model in (native, python):
+        with pytest.raises(UsageError, match=rf" {room + PIECES} tokens, {PIECES} of them of .* {shorter}, "):
+            model.generate_text(text, images=[built / "0.png"], raw=True)
+
+
+def test_advice_counts_images_before_a_conversation(native: NativeModel) -> None:
+    session = asked(native, "<image>b", PICTURES[:1])
+    with pytest.raises(UsageError, match=f", {PIECES} of them of images, .* shorten the text"):
+        session.append([user_message("a" * CAPACITY)])
 
 
 def test_advice_counts_what_is_written_around_images(native: NativeModel) -> None:
