@@ -13,7 +13,8 @@ namespace {
 constexpr char kLayout[] = "bhcd";               // batch, heads, positions, channels
 constexpr char kScaledLayout[] = "bhcd+scales";  // codes, and scales without the last axis
 constexpr size_t kHeadsAxis = 1, kPositionsAxis = 2, kChannelsAxis = 3;
-constexpr int64_t kLargestSize = int64_t{1} << 24;  // of an axis; keeps products of three within 64 bits
+// Of an axis, and of heads and their channels, so that the bytes of a cache are within 64 bits.
+constexpr int64_t kLargestSize = int64_t{1} << 24, kLargestHead = int64_t{1} << 16;
 
 [[noreturn]] void unsupported(const std::string& what, const std::string& where) {
   throw Error(ErrorCode::kUnsupported, what, where,
@@ -37,7 +38,8 @@ void take_cache_sizes(const TensorRecord& past, const GraphRecord& graph, Contra
   contract->heads = past.shape[kHeadsAxis];
   contract->head_dim = past.shape[kChannelsAxis];
   contract->free_capacity = positions == TensorRecord::kFree;
-  if (!sized(contract->heads) || !sized(contract->head_dim) || !sized(graph.capacity) ||
+  if (!sized(contract->heads) || !sized(contract->head_dim) || contract->heads > kLargestHead ||
+      contract->head_dim > kLargestHead || !sized(graph.capacity) ||
       (!contract->free_capacity && positions != graph.capacity)) {
     unsupported("a cache of these sizes", where + ": " + past.name);
   }

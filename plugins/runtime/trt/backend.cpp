@@ -123,6 +123,7 @@ class Slot {
   // Writes tables that are not there yet; a call without any reads those that are.
   void write_tables(const std::shared_ptr<const Tables>& tables) {
     if (tables == nullptr || tables == written_) return;
+    written_ = nullptr;  // until all of them are there
     for (size_t i = 0; i < tables_.size(); ++i) {
       const TableContract& table = contract().tables[i];
       narrow((*tables)[i].data(), table.number, table.count(), tables_[i].host());

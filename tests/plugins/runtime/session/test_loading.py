@@ -39,6 +39,14 @@ def _other_pieces(value: dict[str, Any]) -> None:
     value["contents"]["model"]["vision"]["tokens_per_image"] = 15
 
 
+def _many_heads(value: dict[str, Any]) -> None:
+    """More than 64 bits count the bytes of a cache."""
+    io = value["contents"]["graphs"]["decoder"]["io"]
+    for tensor in (*io["inputs"], *io["outputs"]):
+        if tensor["name"].startswith(("past_", "present_")):
+            tensor["shape"][1] = 2**24
+
+
 def _high_token(value: dict[str, Any]) -> None:
     value["contents"]["model"]["vision"]["image_token"] = 10**6
 
@@ -82,6 +90,7 @@ def _other_width(value: dict[str, Any]) -> None:
             "'qwen2_5_vl', 'qwen3_vl', 'smolvlm'",
         ),
         (_other_pieces, native_library.UNSUPPORTED, "of these sizes"),
+        (_many_heads, native_library.UNSUPPORTED, "a cache of these sizes"),
         (_high_token, native_library.UNSUPPORTED, "the image token 1000000 is not one of"),
         (_negative_token, native_library.MALFORMED, "a token is expected"),
         (_no_vision, native_library.UNSUPPORTED, "reads embeddings, and no graph makes them"),
