@@ -115,6 +115,14 @@ def save_pictures(folder: Path) -> None:
         (folder / f"{index}.rgb").write_bytes(image.tobytes())
 
 
+def require_python_answers(sessions: HostSessions, images: Sequence[int]) -> None:
+    """Holds the answer to a text with images to Python's."""
+    tokens, answer = sessions.asked(PROMPT + "<image>b" * len(images), images)
+    got = sessions.answers("open 0", *sessions.shown(0, images, tokens), f"answer 0 {NEW_TOKENS}")
+    assert got == [answer]
+    assert len(set(answer)) > 3, "an answer of one token again and again would be no proof"
+
+
 def require_rests_of_images(sessions: HostSessions) -> None:
     """Holds a session that is rewound into an image to Python's: what is left of it sees no more than text does."""
     tokens, _ = sessions.asked("<image>b", [0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from tiny_lowered import edit_manifest
+from tiny_lowered import edit_manifest, replace_file
 
-from awq2trt.errors import ToolError, UsageError
+from awq2trt.errors import Awq2trtError, ToolError, UsageError
 from awq2trt.machine.runtime_library import find_runtime_library
-from awq2trt.runtime import Model, Sampler, Sampling, generate
+from awq2trt.runtime import Model, Sampler, Sampling, generate, native_library
 from awq2trt.runtime.native import GenerateOptions, NativeModel, NativeSession
 
 Pictures = Sequence[NDArray[np.uint8]]
@@ -97,6 +97,24 @@ def assert_advice_counts_texts(native: NativeModel, image: NDArray[np.uint8]) ->
             session.append_image(image)
             shown += 1
     assert f"with a --max-seq-len of more than {one * (shown + 1)}, for the text" in str(caught.value)
+
+
+def assert_refused(directory: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    """Asserts that a model is refused once its manifest is changed, with a message that matches `says`."""
+    edit_manifest(directory, change)
+    with pytest.raises(Awq2trtError, match=says) as caught:
+        NativeModel.load(directory)
+    assert vars(caught.value)["code"] in (native_library.MALFORMED, native_library.UNSUPPORTED)
+
+
+def assert_golden_finds(directory: Path, name: str, content: bytes, code: int, says: str | None = None) -> None:
+    """Asserts that golden outputs pass, and no longer when one of their files has another content."""
+    worst, allowed = NativeModel.load(directory).check()
+    assert 0.0 <= worst <= allowed
+    replace_file(directory, name, content)
+    with pytest.raises(Awq2trtError, match=says) as caught:
+        NativeModel.load(directory).check()
+    assert vars(caught.value)["code"] == code
 
 
 def shorten_calls(directory: Path, longest: int) -> None:
