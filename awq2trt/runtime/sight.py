@@ -142,7 +142,8 @@ def require_places(places: int, images: int) -> None:
         raise UsageError(
             f"places for images in the prompt: {places}; images given: {images}.",
             where="--image",
-            fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text.",
+            fix=f"give one image for every {MARKER} of the prompt; without any, the images come before the text, "
+            "except with --raw.",
         )
 
 
