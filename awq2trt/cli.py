@@ -175,7 +175,7 @@ def quantize(
     given = locals()
     from awq2trt.progress import chosen_progress
     from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
-    from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, traced_stage
+    from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, trace_of_rank, traced_stage
     from awq2trt.stages.readiness import require_apart
 
     options = apply_flags(load_recipe(recipe), flags_by_section(given)).quantize
@@ -184,7 +184,7 @@ def quantize(
     code = run_as_ranks(wanted, (sys.executable, "-m", "awq2trt", *sys.argv[1:]))
     if code is not None:
         raise typer.Exit(code)
-    json_file, trace = first_rank_writes(json_progress), first_rank_writes(profile)
+    json_file, trace = first_rank_writes(json_progress), trace_of_rank(profile)
     with chosen_progress(json_file) as progress, traced_stage(trace, wanted.device):
         made = api.quantize_on_ranks(
             model,

@@ -24,6 +24,7 @@ from awq2trt.artifact.records import Contents, FileRecord
 from awq2trt.artifact.verified import is_verified, note_verified
 from awq2trt.errors import ArtifactError, Awq2trtError
 from awq2trt.foreign_files import read_json, reading
+from awq2trt.tracing import span
 from awq2trt.version import __version__
 
 FORMAT_VERSION: Final = 2
@@ -204,7 +205,7 @@ def record_file(path: Path) -> FileRecord:
     """Size and hash of a file."""
     digest = hashlib.sha256()
     size_bytes = 0
-    with path.open("rb") as file:
+    with span("hash", file=path.name), path.open("rb") as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
             size_bytes += len(chunk)

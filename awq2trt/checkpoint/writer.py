@@ -23,6 +23,7 @@ from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.models.sources.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
 from awq2trt.models.spec import ModelSpec
 from awq2trt.scheme import BFLOAT16, FLOAT16
+from awq2trt.tracing import span
 
 SHARD_BYTES: Final = 1 << 30
 """Size of the largest weight file, all of which the writer holds in memory."""
@@ -158,8 +159,10 @@ def merge_shards(
 
     def write(number: int, group: Iterable[_Entry]) -> dict[str, str]:
         path = directory / f"model-{number:05}-of-{len(groups):05}.safetensors"
-        tensors = _load(group, outer, convert)
-        write_tensors(path, tensors)
+        with span("read", file=path.name):
+            tensors = _load(group, outer, convert)
+        with span("write", file=path.name):
+            write_tensors(path, tensors)
         return dict.fromkeys(tensors, path.name)
 
     with ThreadPoolExecutor(max_workers=at_once, thread_name_prefix="write") as writers:

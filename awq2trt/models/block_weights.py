@@ -16,6 +16,7 @@ from torch import Tensor
 
 from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import Array, ModelSource
+from awq2trt.tracing import span
 
 BlockWeights = Mapping[str, Tensor]
 """A block's tensors by name relative to the block, fp32."""
@@ -81,10 +82,11 @@ def load_blocks(source: ModelSource, first: int = 0, *, ahead: int = READ_AHEAD)
 
 def _read(source: ModelSource, layer: int, device: torch.device) -> dict[str, Tensor]:
     """A block as it is stored, in memory that a GPU reads by itself, several times as fast as other memory."""
-    stored = {name: _as_stored(value) for name, value in source.block(layer).items()}
+    with span("read ahead", block=layer):
+        stored = {name: _as_stored(value) for name, value in source.block(layer).items()}
     if device.type != "cuda":
         return stored
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), span("pin", block=layer):
         return {name: stored.pop(name).pin_memory() for name in [*stored]}
 
 

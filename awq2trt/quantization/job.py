@@ -61,6 +61,7 @@ from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import FLOAT16, QuantScheme
 from awq2trt.text.tokenizer import bos_of, load_tokenizer
 from awq2trt.text.windows import calibration_tokens
+from awq2trt.tracing import span
 
 _PROBE_TOKENS: Final = 64
 
@@ -214,7 +215,8 @@ class QuantizeJob:
         kept = self.store.tokens()
         if kept is not None:
             return kept
-        tokens = calibration_tokens(self.source, self.files, self.options, self.progress)
+        with span("make the windows"):
+            tokens = calibration_tokens(self.source, self.files, self.options, self.progress)
         if tokens.shape[0] < self.options.samples:
             self.progress.note(
                 f"the calibration text has only {tokens.shape[0]} windows of {self.options.seqlen} tokens; "
@@ -289,6 +291,7 @@ class QuantizeJob:
         runner = BlockRunner.for_positions(self.source.spec, hidden.shape[1], seen=seen).placed(*self._placed(first))
         magnitudes = dict[str, float]()
         with (
+            span("look at the range"),
             self.progress.task("looking at the range of activations", total=self.store.layers) as advance,
             working_behind(0 if torch.empty(0).is_cpu else 1) as behind,
         ):
@@ -364,7 +367,8 @@ class QuantizeJob:
             if tokens is not None:
                 hidden = Ends(source).normed(self.store.hidden(self.store.layers))
                 text = CalibratedHead(hidden, tokens.to(hidden.device))
-            linear, report = quantize_head(weight, scheme, text, search.grids if search else None, where=name)
+            with span("quantize the head"):
+                linear, report = quantize_head(weight, scheme, text, search.grids if search else None, where=name)
             self.store.keep_head(pack_linear(name, linear, self.layout), report)
             advance(1)
         for line in _head_lines(source.spec, report):
@@ -381,7 +385,8 @@ class QuantizeJob:
         outer = {name: self._outer(name, dtype) for name in source.unquantized_shapes() if name != coded}
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
         at_once = 1 if torch.empty(0).is_cpu else _FILES_AT_ONCE
-        merge_shards(quantized, outer, self.files, convert=convert, at_once=at_once)
+        with span("merge the checkpoint"):
+            merge_shards(quantized, outer, self.files, convert=convert, at_once=at_once)
         reports = {name: asdict(report) for name, report in self.store.reports().items()}
         if head is not None:
             reports[source.spec.head] = asdict(head)

@@ -104,6 +104,17 @@ def first_rank_writes(path: Path | None) -> Path | None:
     return path if named is None or named.rank == 0 else None
 
 
+def trace_of_rank(path: Path | None) -> Path | None:
+    """Returns the file for this rank's trace: that of rank 2 beside `trace.json` is `trace-2.json`.
+
+    A host that lacks the folder gets none.
+    """
+    named = rank_of_environment()
+    if path is None or named is None or named.rank == 0:
+        return path
+    return path.with_name(f"{path.stem}-{named.rank}{path.suffix}") if path.parent.is_dir() else None
+
+
 @contextmanager
 def traced_stage(path: Path | None, device: str) -> Iterator[None]:
     """Records where time goes in a file; None records nothing."""

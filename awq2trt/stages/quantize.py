@@ -23,6 +23,7 @@ from awq2trt.recipe import DEFAULT_DEVICE, QuantizeOptions
 from awq2trt.scheme import QuantScheme
 from awq2trt.stages.opening import portable_name, refuse_missing_device, refuse_writing_over_source, source_record
 from awq2trt.stages.readiness import require_calibration, require_whole_model
+from awq2trt.tracing import span
 from awq2trt.version import __version__
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _rehearse(request: QuantizeRequest) -> None:
     from awq2trt.quantization.block import rehearse
     from awq2trt.quantization.method import method_of
 
-    with computing_on(request.device):
+    with computing_on(request.device), span("rehearse"):
         rehearse(method_of(request.options))
 
 
@@ -185,7 +186,8 @@ def quantize_source(
         )
         result = replace(job, spill=plan.statistics_on_disk).run()
         quantization = _quantization_record(request.options, result, tied=source.spec.tie_embeddings)
-        return draft.publish(Contents(source=record, quantization=quantization, model=source.model_spec.record()))
+        with span("publish"):
+            return draft.publish(Contents(source=record, quantization=quantization, model=source.model_spec.record()))
 
 
 def _quantization_record(options: QuantizeOptions, result: JobResult, *, tied: bool) -> QuantizationRecord:

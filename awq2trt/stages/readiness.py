@@ -27,6 +27,7 @@ from awq2trt.models.sources.base import ModelSource, files_beside_weights
 from awq2trt.progress import STDERR, Progress
 from awq2trt.recipe import BuildOptions, ExportOptions, QuantizeOptions, Recipe
 from awq2trt.target import CPU_TARGET, Target, find_jetpack
+from awq2trt.tracing import span
 
 _WEIGHTS: Final = (".safetensors", ".gguf", ".onnx")
 
@@ -44,7 +45,8 @@ def require_whole_model(source: ModelSource, progress: Progress) -> None:
 
     source.require_tensors()
     with progress.task("checking the tokenizer", total=1) as advance:
-        require_tokenizer(source)
+        with span("check the tokenizer"):
+            require_tokenizer(source)
         advance(1)
 
 

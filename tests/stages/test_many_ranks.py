@@ -15,7 +15,7 @@ from tiny_builds import TEXT
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.artifact.records import FileRecord
 from awq2trt.errors import UsageError
-from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks
+from awq2trt.stages.many_ranks import RanksWanted, first_rank_writes, run_as_ranks, trace_of_rank
 
 ENVIRONMENT = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -83,6 +83,16 @@ def test_only_the_first_rank_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert first_rank_writes(tmp_path) == tmp_path
     _as_rank_1(monkeypatch)
     assert first_rank_writes(tmp_path) is None
+
+
+def test_each_rank_has_a_trace_of_its_own_where_the_folder_exists(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert trace_of_rank(tmp_path / "trace.json") == tmp_path / "trace.json"
+    _as_rank_1(monkeypatch)
+    assert trace_of_rank(tmp_path / "trace.json") == tmp_path / "trace-1.json"
+    assert trace_of_rank(tmp_path / "missing" / "trace.json") is None
+    assert trace_of_rank(None) is None
 
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
