@@ -20,6 +20,7 @@ from awq2trt.models.decoder import Shown
 from awq2trt.progress import Advance
 from awq2trt.quantization.block import QuantizedBlock
 from awq2trt.quantization.store import StoredBlock
+from awq2trt.tracing import span
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,12 @@ class Handover:
             behind it, for all windows. It waits if too many are on their way.
         """
         with working_behind(min(1, self._most_behind)) as store, working_behind(self._most_behind) as behind:
-            yield lambda layer, found, after: behind(partial(self._finish, store, layer, found, after))
+
+            def finish(layer: int, found: Found | None, after: Streams | None) -> None:
+                if found is not None or self.ranks.first:  # otherwise there is nothing to do, and nothing to wait for
+                    behind(partial(self._finish, store, layer, found, after))
+
+            yield finish
 
     @property
     def _most_behind(self) -> int:
@@ -137,10 +143,11 @@ class Handover:
             packed, largest = self._received(layer) if found is None else self._packed(layer, found)
             store(partial(self._keep, layer, Link(packed, after, largest)))
         elif self.apart and found is not None:
-            self._send(*self._packed(layer, found))
+            self._send(layer, *self._packed(layer, found))
 
     def _keep(self, layer: int, link: Link) -> None:
-        self.outcome.keep(layer, link)
+        with span("store", block=layer):
+            self.outcome.keep(layer, link)
         turns, done = self.ranks.count if self.apart else 1, layer + 1 - self.first
         if done % turns == 0 or layer + 1 == self.layers:
             self.advance((done - 1) % turns + 1)
@@ -149,13 +156,16 @@ class Handover:
         return (layer - self.first) % self.ranks.count
 
     def _packed(self, layer: int, found: Found) -> tuple[StoredBlock, float]:
-        return self.outcome.pack(layer, found.block), found.largest
+        with span("pack", block=layer):
+            return self.outcome.pack(layer, found.block), found.largest
 
-    def _send(self, block: StoredBlock, largest: float) -> None:
+    def _send(self, layer: int, block: StoredBlock, largest: float) -> None:
         said = [*block.tensors], [*block.search], dict(block.reports), largest
-        self.ranks.send(said, [*block.tensors.values(), *block.search.values()])
+        with span("send", block=layer):
+            self.ranks.send(said, [*block.tensors.values(), *block.search.values()])
 
     def _received(self, layer: int) -> tuple[StoredBlock, float]:
-        (tensors, search, reports, largest), arrays = self.ranks.received(self._owner(layer))
+        with span("receive", block=layer):
+            (tensors, search, reports, largest), arrays = self.ranks.received(self._owner(layer))
         of_tensors = dict(zip(tensors, arrays, strict=False))
         return StoredBlock(of_tensors, reports, dict(zip(search, arrays[len(tensors) :], strict=True))), largest
