@@ -35,9 +35,10 @@ from awq2trt.artifact.manifest import (
     read_manifest,
     record_file,
 )
-from awq2trt.artifact.records import Contents, FileRecord
+from awq2trt.artifact.records import Contents
 from awq2trt.errors import ArtifactError, Awq2trtError, UsageError
 from awq2trt.foreign_files import read_json, reading
+from awq2trt.tracing import span
 from awq2trt.version import __version__
 
 _FILES: Final = "files"
@@ -89,9 +90,14 @@ class Draft:
             ArtifactError: The files cannot be moved.
         """
         paths = list(_files_below(self.files))
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync") as disk,
+            ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="hash") as pool,
+        ):
+            synced = disk.map(_sync, paths)  # while the CPU hashes
             names = (_relative(path, self.files) for path in paths)
-            records = dict(zip(names, pool.map(_synced_record, paths), strict=True))
+            records = dict(zip(names, pool.map(record_file, paths), strict=True))
+            list(synced)  # raises what a file raised
         manifest = Manifest(
             kind=self.kind,
             fingerprint=self.fingerprint,
@@ -442,10 +448,9 @@ def _relative(path: Path, directory: Path) -> str:
     return path.relative_to(directory).as_posix()
 
 
-def _synced_record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
+def _sync(path: Path) -> None:
+    with span("sync", file=path.name), path.open("rb") as file:
         os.fsync(file.fileno())
-    return record_file(path)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
