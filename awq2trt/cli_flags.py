@@ -54,6 +54,14 @@ Head = Annotated[
     str | None,
     typer.Option("--head", help="Head and tied embedding: fp16, int8 or int4. [int8 to build, fp16 to quantize]"),
 ]
+QuantizeVision = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantize-vision/--no-quantize-vision",
+        help="Models that see: also what they see with; with awq and gptq, --calib must have images. "
+        "[--no-quantize-vision]",
+    ),
+]
 Calib = Annotated[
     str | None,
     typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),

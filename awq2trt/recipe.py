@@ -84,6 +84,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         head: How the head is stored, and the embedding where the two are one weight: in the type of activations
             (`fp16`, whatever type that is), or quantized. None is `BUILD_HEAD` for a model that a device runs, and
             `fp16` for a checkpoint, which others read.
+        quantize_vision: Whether the linears that a model sees with are quantized, too, as those of its blocks are, on
+            the pictures of the calibration text.
         calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name.
         samples: Calibration windows. 16 is what AWQ needs (paper, section 5.3: 16 sequences, where GPTQ takes 192).
         seqlen: Tokens in a window.
@@ -99,6 +101,7 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
     group_size: int = 128
     symmetric: bool = False
     head: HeadKind | None = None
+    quantize_vision: bool = False
     calib: str = Field(default="self", min_length=1)
     samples: int = Field(default=16, ge=1)
     seqlen: int = Field(default=512, ge=SHORTEST_WINDOW)

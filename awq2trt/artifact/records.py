@@ -6,6 +6,7 @@ targets (images, exceptions to the scheme, models lowered for ONNX Runtime), so 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from pydantic import BaseModel, Field, JsonValue
@@ -196,6 +197,11 @@ class QuantizationRecord(BaseModel, frozen=True, extra="forbid"):
         of_head = WeightRecord(dtype=dtype, scheme=head)
         embedding = of_head if tied else WeightRecord(dtype=dtype)
         return self.model_copy(update={"head": of_head, "embedding": embedding})
+
+    def with_vision(self, linears: Iterable[str]) -> QuantizationRecord:
+        """Returns this record with the linears that the model sees with and that are quantized as its blocks are."""
+        added = tuple(LayerSchemeRecord(layers=name, scheme=self.scheme) for name in linears)
+        return self.model_copy(update={"exceptions": (*self.exceptions, *added)})
 
 
 class GraphRecord(BaseModel, frozen=True, extra="forbid"):

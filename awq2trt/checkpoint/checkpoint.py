@@ -69,6 +69,8 @@ class QuantizedCheckpoint(ModelSource):
         self.head_scheme = stored.head if _has_codes(stored, tensors, spec.stored_head) else None
         if self.head_scheme is not None:
             self._stored[spec.stored_head] = (spec.vocab_size, spec.hidden_size)
+        self._seen_with = self._coded_of_vision()
+        self._stored |= self._seen_with
         self._fused = {
             spec.prefix(i) + part: (spec.prefix(i) + fused.stored, fused, fused.parts.index(part))
             for i in layers
@@ -77,6 +79,7 @@ class QuantizedCheckpoint(ModelSource):
         }
         biases = {name.removesuffix(".bias") for name in spec.stored_block_shapes() if name.endswith(".bias")}
         self._biased = {spec.prefix(i) + name for i in layers for name in biases}
+        self._biased |= {name for name in self._seen_with if self._vision_shapes().get(f"{name}.bias")}
         self._last: tuple[str, QuantizedLinear] | None = (
             None  # the fused linear that was read last, needed again for each part
         )
@@ -121,6 +124,11 @@ class QuantizedCheckpoint(ModelSource):
     def plain_linears(self) -> tuple[str, ...]:
         """Linears of blocks that the checkpoint leaves unquantized, by their names in the file."""
         return tuple(self._plain)
+
+    @property
+    def vision_linears(self) -> tuple[str, ...]:
+        """Full names of the linears that the model sees with and that are stored as codes, in the order of channels."""
+        return tuple(name for name in self._seen_with if self.input_order(name) is None)
 
     def input_order(self, name: str) -> NDArray[np.int64] | None:
         """The order of the input channels in a linear's columns; None for the usual order, and for a plain linear."""
@@ -178,6 +186,15 @@ class QuantizedCheckpoint(ModelSource):
         codes = any(f"{name}.{kind}" in self._tensors for kind in self.format.layout.required)
         return f"{name}.weight" in self._tensors and not codes
 
+    def _coded_of_vision(self) -> dict[str, tuple[int, int]]:
+        """N and K of the linears that the model sees with and of which there are codes, by full name."""
+        weights = {name.removesuffix(".weight"): shape for name, shape in self._vision_shapes().items()}
+        return {
+            name: (shape[0], shape[1])
+            for name, shape in weights.items()
+            if len(shape) == 2 and _has_codes(self.format, self._tensors, name)
+        }
+
     def _refuse_strangers(self) -> None:
         """Refuses tensors of a quantized linear that its layout does not know, since their meaning would be lost."""
         known = self.format.layout.tensor_names
@@ -192,8 +209,8 @@ class QuantizedCheckpoint(ModelSource):
 
     @property
     def stored_names(self) -> tuple[str, ...]:
-        """The quantized linears as the checkpoint stores them; fused ones count as one."""
-        return tuple(self._stored)
+        """The quantized linears of blocks, and the head, as the checkpoint stores them; fused ones count as one."""
+        return tuple(name for name in self._stored if name not in self._seen_with)
 
     def stored_tensors(self, name: str) -> dict[str, Array]:
         """The tensors of a quantized linear as they are in the file, by name relative to it."""

@@ -8,7 +8,7 @@ needs only NumPy.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import CONFIG_FILE, Array
 from awq2trt.models.sources.safetensors import INDEX_FILE, SINGLE_FILE, SafetensorsFiles
 from awq2trt.models.spec import ModelSpec
+from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.scheme import BFLOAT16, FLOAT16
 from awq2trt.tracing import span
 
@@ -82,7 +83,12 @@ _PLAIN_KEYS: Final = ("modules_to_not_convert", "ignore")
 
 
 def quantized_config(
-    config: Mapping[str, Any], model: ModelSpec, schemes: ModelSchemes, layout: Layout, dtype: str = FLOAT16
+    config: Mapping[str, Any],
+    model: ModelSpec,
+    schemes: ModelSchemes,
+    layout: Layout,
+    dtype: str = FLOAT16,
+    seen_with: Collection[str] = (),
 ) -> dict[str, Any]:
     """Makes config.json of the quantized model: the original's, with `quantization_config` and its dtype.
 
@@ -92,6 +98,7 @@ def quantized_config(
         schemes: How its weights are quantized.
         layout: A layout that we write.
         dtype: Type of activations: `FLOAT16` or `BFLOAT16`.
+        seen_with: Full names of the linears that it sees with and that are quantized.
     """
     kept = {key: value for key, value in config.items() if key not in _NOT_KEPT}
     if not model.decoder.tie_embeddings:
@@ -99,8 +106,19 @@ def quantized_config(
     written = layout.written.config(schemes, model.decoder.head)
     if model.vision is not None:
         key = next(key for key in _PLAIN_KEYS if key in written)
-        written[key] = [*written[key], *model.vision.modules]
+        written[key] = [*written[key], *_plain_modules(model.vision, seen_with)]
     return {**kept, "torch_dtype": dtype, "quantization_config": written}
+
+
+def _plain_modules(vision: SeeingSpec, coded: Collection[str]) -> Iterator[str]:
+    """Names of what a model sees with and what is not quantized: whole modules, or what such a module has of it."""
+    weights = [name.removesuffix(".weight") for name, shape in vision.shapes().items() if len(shape) > 1]
+    for module in vision.modules:
+        inside = [name for name in weights if name.startswith(f"{module}.")]
+        if not any(name in coded for name in inside):
+            yield module
+            continue
+        yield from (name for name in inside if name not in coded)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Array]) -> None:

@@ -213,6 +213,25 @@ def quantize_block(
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 
+def quantize_alone(
+    weights: Mapping[str, Tensor], statistics: InputStatistics | None, method: BlockMethod
+) -> Iterator[tuple[str, Rounded, LinearReport]]:
+    """Rounds linears that share an input and belong to no block; nothing before them absorbs scales, so none is scaled.
+
+    Args:
+        weights: fp32 [N, K], by the linear's full name.
+        statistics: Of their input; None for a method that uses no text.
+        method: How to quantize; of its steps, grids are searched and codes chosen.
+    """
+    seen = None if statistics is None else LinearInput.unscaled(statistics)
+    moments_of, clipped = InputMoments(method), method.search is not None
+    for name, weight in weights.items():
+        rows = {name: _Rows(name, weight, seen, None, None, clipped)}
+        for _, found in _quantized_by_ranks(rows, moments_of, method):
+            report = LinearReport() if seen is None else _report(weight, weight, found, seen, method)
+            yield name, found, report
+
+
 REHEARSED_ROWS: Final = 64
 REHEARSED_GROUPS: Final = 16
 """Rows and groups of the linear that is rehearsed: so many that kernels are compiled for what divides them as it does

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from awq2trt.models.block_weights import to_tensor
+from awq2trt.models.families import DecoderSpec
 from awq2trt.models.sources.base import Array
 from awq2trt.quantization.grids import GridOptions, search_grids
 from awq2trt.quantization.rounding import group_grid, round_to_grid, to_groups
@@ -166,4 +167,17 @@ def _joined(pieces: Iterator[QuantizedLinear]) -> QuantizedLinear:
         scales=np.concatenate([part.scales for part in parts]),
         zeros=np.concatenate(zeros) if zeros else None,
         scheme=parts[0].scheme,
+    )
+
+
+def head_lines(spec: DecoderSpec, report: HeadReport) -> Iterator[str]:
+    """Lines that say what a quantized head costs."""
+    what = "head and embedding, one weight" if spec.tie_embeddings else "head"
+    if not report.kl:
+        yield f"{what}: {report.scheme}, rounded to nearest"
+        return
+    yield (
+        f"{what}: {report.scheme}, {report.grid}; KL {report.kl[report.grid]:.2g} nats per token from the unquantized "
+        f"head, perplexity {report.perplexity:.2f} -> {report.rounded_perplexity:.2f} ({report.tokens} tokens of the "
+        "calibration text, head alone)"
     )

@@ -29,10 +29,11 @@ from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged, tokens_around
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
+from awq2trt.models.vision.linears import VisionWeights
 from awq2trt.models.vision.mixed_positions import MixedPositions
-from awq2trt.models.vision.prepared import PreparedImage
+from awq2trt.models.vision.prepared import Pixels, PreparedImage
 from awq2trt.models.vision.seeing import pieces_seen, shown_to_blocks
-from awq2trt.models.vision.tower import VisionWeights, load_vision
+from awq2trt.models.vision.tower import load_vision
 from awq2trt.progress import Progress
 from awq2trt.text.tokenizer import encode
 
@@ -137,6 +138,14 @@ class Sight:
         found = counted.of([*tokens.tolist(), *[_TEXT_TOKEN] * more])
         return torch.as_tensor(found)
 
+    def pixels(self, path: Path) -> Pixels:
+        """A picture, prepared.
+
+        Raises:
+            UsageError: It cannot be read.
+        """
+        return self.processor.pixels(read_image(path))
+
     def features(self, path: Path) -> Tensor:
         """What is seen in a picture, fp32 [pieces, channels]; those seen last are remembered.
 
@@ -145,7 +154,7 @@ class Sight:
         """
         seen = self._seen.pop(path, None)
         if seen is None:
-            seen = pieces_seen(self.vision, self._weights, self.processor.pixels(read_image(path)))
+            seen = pieces_seen(self.vision, self._weights, self.pixels(path))
         self._seen[path] = seen
         if sum(one.nbytes for one in self._seen.values()) > _REMEMBERED_BYTES:
             del self._seen[next(iter(self._seen))]
@@ -167,6 +176,11 @@ class ImageWindows:
     def first(self, count: int) -> ImageWindows:
         """Returns the first `count` windows."""
         return ImageWindows(self.tokens[:count], self.images[:count])
+
+    @property
+    def pictures(self) -> tuple[Path, ...]:
+        """All images, each once, in the order in which they come first."""
+        return tuple(dict.fromkeys(path for window in self.images for path in window))
 
     def embed(self, sight: Sight, progress: Progress) -> Tensor:
         """The residual stream before the first block, fp32 [samples, seqlen, hidden_size]."""

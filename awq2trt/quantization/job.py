@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,7 +40,7 @@ from awq2trt.machine.device import CPU
 from awq2trt.machine.ranks import ALONE, Ranks
 from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import ActivationRange, BlockRunner, Ends, Shown, run_blocks, run_model
-from awq2trt.models.families import DecoderSpec, SeeingSpec
+from awq2trt.models.families import SeeingSpec
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import Array, ModelSource, largest_magnitude
 from awq2trt.models.sources.safetensors import SafetensorsFiles
@@ -50,13 +49,14 @@ from awq2trt.quantization.beginning import open_beginning
 from awq2trt.quantization.block import LinearReport, plain_tensors
 from awq2trt.quantization.chain import Chain
 from awq2trt.quantization.handover import Link, Outcome, Streams
-from awq2trt.quantization.head import CalibratedHead, HeadReport, quantize_head
+from awq2trt.quantization.head import CalibratedHead, HeadReport, head_lines, quantize_head
 from awq2trt.quantization.image_windows import ImageWindows, Sight, WindowSizes, image_windows
 from awq2trt.quantization.method import BlockMethod, method_of, require_refining
 from awq2trt.quantization.packer import Packer
 from awq2trt.quantization.rounding import with_steps_of
 from awq2trt.quantization.store import Store
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
+from awq2trt.quantization.vision import VisionLinears, layout_lines, quantize_vision
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import FLOAT16, QuantScheme
 from awq2trt.text.tokenizer import bos_of, load_tokenizer
@@ -118,12 +118,14 @@ class JobResult:
         reports: Reports by the linear's full name.
         head: Report of a quantized head; None if it is not quantized.
         dtype: Type of activations and of unquantized weights, by NumPy's name.
+        vision_linears: Full names of the linears that it sees with and that were quantized.
     """
 
     tokens: Tensor | None
     reports: dict[str, LinearReport]
     head: HeadReport | None
     dtype: str
+    vision_linears: tuple[str, ...] = ()
 
     def tokens_sha256(self) -> str | None:
         """Hash of the calibration token ids as little-endian int64."""
@@ -176,7 +178,10 @@ class QuantizeJob:
             UsageError: The checkpoint to begin at belongs to another model, or the method cannot begin at one.
         """
         store = Store(scratch, source.spec.num_layers)
-        layout, (method, beginning) = choose_layout(source.spec, _schemes(options)), _asked(source, options, ranks)
+        schemes, (method, beginning) = _schemes(source, options), _asked(source, options, ranks)
+        layout = choose_layout(source.spec, schemes)
+        for line in layout_lines(source.spec, schemes, layout) if schemes.seen_with else ():
+            progress.note(line)
         return cls(source, options, method, layout, files, store, progress, beginning)
 
     def run(self) -> JobResult:
@@ -204,11 +209,15 @@ class QuantizeJob:
             self.method.ranks.leave()
             if self.options.head_scheme is not None and self.store.head_report() is None:
                 self._quantize_head(with_steps_of(self.options.head_scheme, step_dtype), tokens)
+            if self.options.quantize_vision and self.source.vision is not None:
+                self._quantize_vision(self.source.vision, step_dtype, images)
             dtype = self._write_checkpoint()
             if tokens is not None and self.method.tune is not None:
                 self._tune(tokens, self.method.tune, dtype)
                 self._write_checkpoint()
-        return JobResult(tokens, self.store.reports(), self.store.head_report(), dtype)
+        return JobResult(
+            tokens, self.store.reports(), self.store.head_report(), dtype, tuple(self.store.vision_reports())
+        )
 
     def _tokens(self) -> Tensor:
         """Returns calibration windows: those of the interrupted run, or new ones, which are then stored."""
@@ -371,30 +380,43 @@ class QuantizeJob:
                 linear, report = quantize_head(weight, scheme, text, search.grids if search else None, where=name)
             self.store.keep_head(pack_linear(name, linear, self.layout), report)
             advance(1)
-        for line in _head_lines(source.spec, report):
+        for line in head_lines(source.spec, report):
             self.progress.note(line)
+
+    def _quantize_vision(self, vision: SeeingSpec, dtype: str, seen: ImageWindows | None) -> None:
+        """Quantizes what the model sees with, by the first rank alone, unless an interrupted run has done so."""
+        if self.store.vision_reports():
+            return
+        tensors, reports = dict[str, Array](), dict[str, LinearReport]()
+        method, pictures = self._with_steps_of(dtype).method, () if seen is None else seen.pictures
+        for found in quantize_vision(self._sight(vision), pictures, method, self.progress):
+            tensors |= pack_linear(found.name, found.linear, self.layout)
+            reports[found.name] = found.report
+        self.store.keep_vision(tensors, reports)
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""
         source, dtype = self.source, self._storage_dtype()
         quantized = self.store.final_files()
-        head = self.store.head_report()
-        if head is not None:
-            quantized.append(self.store.head_file)
-        coded = None if head is None else f"{source.spec.stored_head}.weight"
-        outer = {name: self._outer(name, dtype) for name in source.unquantized_shapes() if name != coded}
+        head, seen_with = self.store.head_report(), self.store.vision_reports()
+        quantized += [self.store.head_file] if head is not None else []
+        quantized += [self.store.vision_file] if seen_with else []
+        coded = {f"{name}.{kind}" for name in seen_with for kind in ("weight", "bias")}
+        coded |= set() if head is None else {f"{source.spec.stored_head}.weight"}
+        outer = {name: self._outer(name, dtype) for name in source.unquantized_shapes() if name not in coded}
         convert = partial(for_dtype, spec=source.spec, dtype=dtype)
         at_once = 1 if torch.empty(0).is_cpu else _FILES_AT_ONCE
         with span("merge the checkpoint"):
             merge_shards(quantized, outer, self.files, convert=convert, at_once=at_once)
-        reports = {name: asdict(report) for name, report in self.store.reports().items()}
+        reports = {name: asdict(report) for name, report in (self.store.reports() | seen_with).items()}
         if head is not None:
             reports[source.spec.head] = asdict(head)
         (self.files / REPORT_FILE).write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
         search = self.store.search()
         if search:
             write_arrays(self.files / SEARCH_FILE, search)
-        config = quantized_config(source.config, source.model_spec, _schemes(self.options), self.layout, dtype)
+        schemes = _schemes(source, self.options)
+        config = quantized_config(source.config, source.model_spec, schemes, self.layout, dtype, seen_with)
         write_config(self.files, config)
         return dtype
 
@@ -448,7 +470,7 @@ def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill
     """
     torch.set_num_threads(ranks.told(0))
     method, beginning = _asked(source, options, ranks)
-    outcome = Outcome(Packer(source.spec, choose_layout(source.spec, _schemes(options))).block, _keep_nothing)
+    outcome = Outcome(Packer(source.spec, choose_layout(source.spec, _schemes(source, options))).block, _keep_nothing)
     with torch.no_grad():
         Chain(source, method, options.seed, beginning, spill).run(0, None, outcome, SilentProgress(), "")
     ranks.leave()
@@ -469,18 +491,8 @@ def _asked(
     return method, beginning
 
 
-def _schemes(options: QuantizeOptions) -> ModelSchemes:
-    return ModelSchemes(options.scheme, options.head_scheme)
-
-
-def _head_lines(spec: DecoderSpec, report: HeadReport) -> Iterator[str]:
-    """Says what a quantized head costs."""
-    what = "head and embedding, one weight" if spec.tie_embeddings else "head"
-    if not report.kl:
-        yield f"{what}: {report.scheme}, rounded to nearest"
-        return
-    yield (
-        f"{what}: {report.scheme}, {report.grid}; KL {report.kl[report.grid]:.2g} nats per token from the unquantized "
-        f"head, perplexity {report.perplexity:.2f} -> {report.rounded_perplexity:.2f} ({report.tokens} tokens of the "
-        "calibration text, head alone)"
-    )
+def _schemes(source: ModelSource, options: QuantizeOptions) -> ModelSchemes:
+    seen_with: tuple[tuple[int, int], ...] = ()
+    if options.quantize_vision and source.vision is not None:
+        seen_with = tuple(VisionLinears.of(source.vision).shapes.values())
+    return ModelSchemes(options.scheme, options.head_scheme, seen_with)

@@ -155,6 +155,24 @@ class Store:
             return None
         return HeadReport(**json.loads(self._head_report.read_text(encoding="utf-8")))
 
+    @property
+    def vision_file(self) -> Path:
+        """The tensors of the quantized linears that a model sees with."""
+        return self.directory / "vision.safetensors"
+
+    def keep_vision(self, tensors: Mapping[str, Array], reports: Mapping[str, LinearReport]) -> None:
+        """Stores the quantized linears that a model sees with, their tensors last."""
+        written = {name: asdict(report) for name, report in reports.items()}
+        self._vision_reports.write_text(json.dumps(written), encoding="utf-8")
+        write_tensors(self.vision_file, tensors)
+
+    def vision_reports(self) -> dict[str, LinearReport]:
+        """Reports of the quantized linears that a model sees with, by full name; empty if none were stored."""
+        if not self.vision_file.is_file():
+            return {}
+        stored = json.loads(self._vision_reports.read_text(encoding="utf-8"))
+        return {name: LinearReport(**entry) for name, entry in stored.items()}
+
     def reports(self) -> dict[str, LinearReport]:
         """Reports of all blocks, which must be finished, by the linear's full name."""
         reports: dict[str, LinearReport] = {}
@@ -223,6 +241,10 @@ class Store:
     @property
     def _head_report(self) -> Path:
         return self.directory / "head.json"
+
+    @property
+    def _vision_reports(self) -> Path:
+        return self.directory / "vision.json"
 
     @property
     def _steps(self) -> Path:

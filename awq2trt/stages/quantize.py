@@ -186,6 +186,7 @@ def quantize_source(
         )
         result = replace(job, spill=plan.statistics_on_disk).run()
         quantization = _quantization_record(request.options, result, tied=source.spec.tie_embeddings)
+        quantization = quantization.with_vision(result.vision_linears)
         with span("publish"):
             return draft.publish(Contents(source=record, quantization=quantization, model=source.model_spec.record()))
 
@@ -252,7 +253,9 @@ def quantize_fingerprint(source: ModelSource, record: SourceRecord, options: Qua
             pair.where.removeprefix(str(calib.parent)): (pair.text, *map(record_file, pair.images)) for pair in pairs
         }
     begun = options.init_from and portable_name(options.init_from)
-    portable = options.model_copy(update={"calib": portable_name(options.calib), "init_from": begun})
+    copied = options.model_copy(update={"calib": portable_name(options.calib), "init_from": begun})
+    # What is newer than the first artifacts counts only where it is given, so that those are still current.
+    portable = copied.model_dump(mode="json", exclude=set() if options.quantize_vision else {"quantize_vision"})
     return fingerprint_of(
         kind="checkpoint",
         source=record,

@@ -51,12 +51,14 @@ def require_whole_model(source: ModelSource, progress: Progress) -> None:
 
 
 def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
-    """Refuses calibration windows that are longer than the model's positions, and images that it cannot use.
+    """Refuses calibration windows that are longer than the model's positions, and images that it cannot use or lacks.
 
     Raises:
-        UsageError: Windows are too long; a model of text is given images; or step sizes would have to be tuned on
-            images.
+        UsageError: Windows are too long; a model of text is given images; step sizes would have to be tuned on images;
+            or what a model sees with is to be quantized without images, or it sees nothing.
     """
+    if options.quantize_vision:
+        _require_sight(source, options)
     if not METHODS[options.method].uses_text:
         return
     require_positions(source.spec, options.seqlen, where="--seqlen")
@@ -75,6 +77,27 @@ def require_calibration(source: ModelSource, options: QuantizeOptions) -> None:
             fix="leave --tune out, or name a text with --calib.",
         )
     require_images(read_pairs(Path(options.calib).expanduser()))
+
+
+def _require_sight(source: ModelSource, options: QuantizeOptions) -> None:
+    """Refuses to quantize what a model sees with if there is no such thing, or nothing to show it.
+
+    Raises:
+        UsageError: It is a model of text, or the calibration text has no images although the method uses text.
+    """
+    if source.vision is None:
+        raise UsageError(
+            "expected a model that sees images, got a model of text, which has nothing to see with.",
+            where="--quantize-vision",
+            fix="leave --quantize-vision out.",
+        )
+    if METHODS[options.method].uses_text and not is_image_text(Path(options.calib).expanduser()):
+        raise UsageError(
+            f"expected images to calibrate what the model sees with, got --calib {options.calib}, which has none.",
+            where="--quantize-vision",
+            fix="name a folder of images with captions, or a .jsonl file with images, with --calib; or use --method "
+            "rtn, which needs none.",
+        )
 
 
 def require_images(pairs: Iterable[ImageText]) -> None:

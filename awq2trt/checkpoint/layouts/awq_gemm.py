@@ -135,7 +135,8 @@ def _holds(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
     Tools differ on a quantized head: AutoAWQ does not support one, and vLLM only if the config says so.
     """
     scheme = schemes.blocks
-    whole_words = all(rows % COLUMNS_PER_WORD == 0 for rows, _ in spec.stored_linears().values())
+    shapes = (*spec.stored_linears().values(), *schemes.seen_with)
+    whole_words = all(rows % COLUMNS_PER_WORD == 0 for rows, _ in shapes)
     of_blocks = schemes.head is None and scheme.bits == BITS and scheme.zero_point
     return of_blocks and whole_words and has_whole_groups(spec, schemes)
 

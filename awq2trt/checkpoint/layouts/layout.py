@@ -136,10 +136,12 @@ class ModelSchemes:
     Attributes:
         blocks: Scheme of every linear of its blocks.
         head: Scheme of its head, and of an embedding that is the same weight; None if it is not quantized.
+        seen_with: N and K of the linears that it sees with, if they are quantized: by the scheme of its blocks.
     """
 
     blocks: QuantScheme
     head: QuantScheme | None = None
+    seen_with: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,8 @@ def config_integer(found: QuantizationConfig, where: str, *keys: str) -> int:
 
 def has_whole_groups(spec: DecoderSpec, schemes: ModelSchemes) -> bool:
     """Whether every group of every quantized weight has the full length of its scheme."""
-    widths = [(columns, schemes.blocks) for _, columns in spec.stored_linears().values()]
+    shapes = (*spec.stored_linears().values(), *schemes.seen_with)
+    widths = [(columns, schemes.blocks) for _, columns in shapes]
     if schemes.head is not None:
         widths.append((spec.hidden_size, schemes.head))
     return all(

@@ -138,7 +138,7 @@ def describe_model(
         seeing = _vision_family(config)
         if seeing is not None:
             spec, vision = seeing.describe(config, tensor_names)
-            tensor_names = set(tensor_names) - vision.shapes().keys()
+            tensor_names = _outside(vision, tensor_names, quantized=quantized)
         else:
             spec = _describe_decoder(config, tensor_names)
     unplaced = first_unplaced(spec, tensor_names, quantized=quantized)
@@ -150,6 +150,13 @@ def describe_model(
             fix=HOW_TO_DESCRIBE,
         )
     return spec
+
+
+def _outside(vision: SeeingSpec, tensor_names: Collection[str], *, quantized: bool) -> Collection[str]:
+    """Names of the tensors that do not belong to what a model sees with, a linear of which may be quantized."""
+    shapes = vision.shapes()
+    coded = {name.removesuffix(".weight") for name, shape in shapes.items() if quantized and len(shape) == 2}
+    return {name for name in tensor_names if name not in shapes and name.rpartition(".")[0] not in coded}
 
 
 def describe_vision(config: Mapping[str, Any], tensor_names: Collection[str] = ()) -> SeeingSpec | None:

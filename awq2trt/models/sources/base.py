@@ -10,7 +10,7 @@ import json
 import reprlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -186,9 +186,15 @@ class ModelSource(ABC):
         """Returns all tensors outside the blocks, checked, by full name."""
         return {name: self.checked_tensor(name, shape) for name, shape in self.spec.outer_shapes().items()}
 
-    def vision_tensors(self) -> dict[str, Array]:
-        """Returns all tensors of vision tower and projector, checked, by full name; none for a model of text."""
-        return {name: self.checked_tensor(name, shape) for name, shape in self._vision_shapes().items()}
+    def vision_tensors(self, without: Collection[str] = ()) -> dict[str, Array]:
+        """Returns the tensors of vision tower and projector, checked, by full name; none for a model of text.
+
+        Args:
+            without: Full names of linears that are left out.
+        """
+        shapes = self._vision_shapes().items()
+        wanted = {name: shape for name, shape in shapes if name.rpartition(".")[0] not in without}
+        return {name: self.checked_tensor(name, shape) for name, shape in wanted.items()}
 
     def unquantized_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor outside the decoder's blocks, by full name."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from awq2trt.models.vision.linears import VisionWeights
 from awq2trt.models.vision.mosaic import MosaicSpec
 from awq2trt.models.vision.prepared import Pixels
-from awq2trt.models.vision.tower import VisionWeights, image_features
+from awq2trt.models.vision.tower import image_features
 
 
 def mosaic_features(spec: MosaicSpec, weights: VisionWeights, pixels: Pixels) -> Tensor:

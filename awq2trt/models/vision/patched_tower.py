@@ -8,22 +8,12 @@ Source: `apply_rotary_pos_emb_vision` of transformers 5.24.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from awq2trt.models.vision.linears import VisionWeights, linear
 from awq2trt.models.vision.patch_layout import ROPE_BASE
 from awq2trt.models.vision.patched import PatchTowerSpec
-
-Weights = Mapping[str, Tensor]
-"""Tensors of a tower and its mergers by full name, fp32."""
-
-
-def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
-    """[..., K] -> [..., N], with a bias."""
-    return F.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
 
 def patch_angles(places: Tensor, head_dim: int) -> Tensor:
@@ -42,7 +32,7 @@ def patch_angles(places: Tensor, head_dim: int) -> Tensor:
 
 
 def rotated_heads(
-    spec: PatchTowerSpec, weights: Weights, name: str, normed: Tensor, angles: Tensor
+    spec: PatchTowerSpec, weights: VisionWeights, name: str, normed: Tensor, angles: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries and keys, rotated, and values of patches, [patches, heads, head_dim] each.
 

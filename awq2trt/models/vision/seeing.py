@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from awq2trt.models.image_blocks import ImageBlocks
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.arranging import arranged
 from awq2trt.models.vision.description import AttendedSpec, SeeingSpec, StillSpec
+from awq2trt.models.vision.linears import VisionWeights, WatchedWeights
 from awq2trt.models.vision.mixed_positions import MixedPositions
 from awq2trt.models.vision.mosaic import MosaicSpec
 from awq2trt.models.vision.mosaic_tower import mosaic_features
@@ -28,7 +30,7 @@ from awq2trt.models.vision.stacked import StackedVisionSpec
 from awq2trt.models.vision.stacked_tower import stacked_features
 from awq2trt.models.vision.tiled import TiledVisionSpec
 from awq2trt.models.vision.tiled_tower import tiled_features
-from awq2trt.models.vision.tower import VisionWeights, image_features, load_vision
+from awq2trt.models.vision.tower import image_features, load_vision
 from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.models.vision.windowed_tower import windowed_features
 
@@ -64,6 +66,27 @@ def pieces_seen(spec: SeeingSpec, weights: VisionWeights, pixels: Pixels) -> Ten
     raise UnsupportedError(
         f"images of this kind are not what {spec.family} sees.", where="the vision tower", fix="use its own processor."
     )
+
+
+def linears_by_input(spec: SeeingSpec) -> list[tuple[str, ...]]:
+    """Full names of the linears through which an image goes, in order; those that share an input are together.
+
+    They are found by watching the tower as it runs, without numbers. Not among them are convolutions, products with
+    weights that are stored transposed, linears of layers that are not run, and resamplers.
+    """
+    found: list[tuple[Tensor, list[str]]] = []
+
+    def observe(name: str, x: Tensor) -> None:
+        if not found or found[-1][0] is not x:
+            found.append((x, []))
+        found[-1][1].append(name)
+
+    grid = spec.example_grid
+    shape = spec.pixels_shape if grid is None else (grid.cells, *spec.pixels_shape)
+    with torch.device("meta"), torch.no_grad():
+        weights = {name: torch.empty(shape) for name, shape in spec.shapes().items()}
+        pieces_seen(spec, WatchedWeights(weights, observe), Pixels(np.zeros(shape, np.float32), grid))
+    return list(dict.fromkeys(tuple(names) for _, names in found))
 
 
 def given_by_vision_graph(source: ModelSource, pixels: Pixels) -> Tensor:

@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.models.vision.patched_tower import Weights, linear, patch_angles, rotated_heads
+from awq2trt.models.vision.linears import VisionWeights, linear
+from awq2trt.models.vision.patched_tower import patch_angles, rotated_heads
 from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.stacked import MergerSpec, StackedTowerSpec
 
 
-def stacked_features(spec: StackedTowerSpec, weights: Weights, patches: Tensor, grid: Grid) -> Tensor:
+def stacked_features(spec: StackedTowerSpec, weights: VisionWeights, patches: Tensor, grid: Grid) -> Tensor:
     """What a model sees in an image.
 
     Args:
@@ -60,7 +61,7 @@ def _positions(spec: StackedTowerSpec, table: Tensor, places: Tensor, grid: Grid
 
 
 def _layer(
-    spec: StackedTowerSpec, weights: Weights, prefix: str, hidden: Tensor, attended: tuple[Tensor, int]
+    spec: StackedTowerSpec, weights: VisionWeights, prefix: str, hidden: Tensor, attended: tuple[Tensor, int]
 ) -> Tensor:
     """One layer: [patches, H] -> [patches, H]; with angles, and the number of frames, each of which sees itself."""
     angles, frames = attended
@@ -75,13 +76,13 @@ def _layer(
     return hidden + linear(weights, f"{prefix}mlp.linear_fc2", F.gelu(inner, approximate="tanh"))
 
 
-def _merge(spec: StackedTowerSpec, merger: MergerSpec, weights: Weights, hidden: Tensor) -> Tensor:
+def _merge(spec: StackedTowerSpec, merger: MergerSpec, weights: VisionWeights, hidden: Tensor) -> Tensor:
     """Pieces of squares of patches: [patches, H] -> [pieces, out_features]; patches of a piece are neighbours."""
     normed = _norm(spec, weights, f"{merger.prefix}norm", hidden.reshape(-1, merger.norm_size))
     inner = F.gelu(linear(weights, f"{merger.prefix}linear_fc1", normed.reshape(-1, merger.square_size)))
     return linear(weights, f"{merger.prefix}linear_fc2", inner)
 
 
-def _norm(spec: StackedTowerSpec, weights: Weights, name: str, x: Tensor) -> Tensor:
+def _norm(spec: StackedTowerSpec, weights: VisionWeights, name: str, x: Tensor) -> Tensor:
     """LayerNorm over the last axis."""
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], spec.norm_eps)

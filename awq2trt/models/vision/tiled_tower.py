@@ -8,11 +8,11 @@ Source: as of `awq2trt.models.vision.tiled`.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from awq2trt.models.vision.linears import VisionWeights, linear, with_tensor
 from awq2trt.models.vision.tiled import TiledVisionSpec
-from awq2trt.models.vision.tower import VisionWeights, last_norm, require_side, tower_states
+from awq2trt.models.vision.tower import last_norm, require_side, tower_states
 
 
 def tiled_features(spec: TiledVisionSpec, weights: VisionWeights, tiles: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def tiled_features(spec: TiledVisionSpec, weights: VisionWeights, tiles: Tensor)
     """
     require_side(spec.tower, tiles)
     table = f"{spec.tower.prefix}embeddings.position_embedding.weight"
-    placed = {**weights, table: weights[table][torch.as_tensor(spec.position_rows())]}
+    placed = with_tensor(weights, table, weights[table][torch.as_tensor(spec.position_rows())])
     return torch.cat([_pieces(spec, placed, tile[None]) for tile in tiles])  # one at a time, which bounds the memory
 
 
@@ -40,4 +40,4 @@ def _pieces(spec: TiledVisionSpec, weights: VisionWeights, tile: Tensor) -> Tens
     hidden = last_norm(spec.tower, weights, tower_states(spec.tower, weights, tile, last=spec.tower.num_layers)[-1])
     side, merge = spec.tower.side // spec.connector.merge, spec.connector.merge
     squares = hidden.view(side, merge, side, merge, -1).transpose(1, 2).reshape(side**2, -1)
-    return F.linear(squares, weights[f"{spec.connector.linear}.weight"])
+    return linear(weights, spec.connector.linear, squares)

@@ -30,11 +30,9 @@ from awq2trt.models.vision.description import (
     TowerSpec,
     VisionSpec,
 )
+from awq2trt.models.vision.linears import VisionWeights, linear
 from awq2trt.models.vision.pooled import PooledVisionSpec, PoolerSpec
 from awq2trt.models.vision.resampler import resample
-
-VisionWeights = Mapping[str, Tensor]
-"""Tensors of a tower and its projector by full name, fp32."""
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -125,18 +123,18 @@ def _layer(spec: TowerSpec, weights: VisionWeights, prefix: str, hidden: Tensor)
     attention = f"{prefix}self_attn."
     normed = _norm(spec, weights, f"{prefix}layer_norm1", hidden)
     queries, keys, values = (
-        _linear(weights, attention + name, normed).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
+        linear(weights, attention + name, normed).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
         for name in ("q_proj", "k_proj", "v_proj")
     )  # [images, heads, patches, head_dim]
     context = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
-    hidden = hidden + _linear(weights, f"{attention}out_proj", context)
-    inner = _linear(weights, f"{prefix}mlp.fc1", _norm(spec, weights, f"{prefix}layer_norm2", hidden))
-    return hidden + _linear(weights, f"{prefix}mlp.fc2", _ACTIVATIONS[spec.activation](inner))
+    hidden = hidden + linear(weights, f"{attention}out_proj", context)
+    inner = linear(weights, f"{prefix}mlp.fc1", _norm(spec, weights, f"{prefix}layer_norm2", hidden))
+    return hidden + linear(weights, f"{prefix}mlp.fc2", _ACTIVATIONS[spec.activation](inner))
 
 
 def _project(spec: ProjectorSpec, weights: VisionWeights, features: Tensor) -> Tensor:
-    inner = _ACTIVATIONS[spec.activation](_linear(weights, f"{spec.prefix}linear_1", features))
-    return _linear(weights, f"{spec.prefix}linear_2", inner)
+    inner = _ACTIVATIONS[spec.activation](linear(weights, f"{spec.prefix}linear_1", features))
+    return linear(weights, f"{spec.prefix}linear_2", inner)
 
 
 def _pool(spec: PoolerSpec, weights: VisionWeights, features: Tensor) -> Tensor:
@@ -146,10 +144,6 @@ def _pool(spec: PoolerSpec, weights: VisionWeights, features: Tensor) -> Tensor:
     pooled = F.avg_pool2d(grid, kernel_size=spec.merge).flatten(2).mT
     normed = F.rms_norm(pooled, (spec.in_features,), weights[spec.norm] + 1, spec.norm_eps)
     return normed @ weights[spec.projection]
-
-
-def _linear(weights: VisionWeights, name: str, x: Tensor) -> Tensor:
-    return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
 def _norm(spec: TowerSpec, weights: VisionWeights, name: str, x: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awq2trt.models.vision.patched_tower import Weights, linear, patch_angles, rotated_heads
+from awq2trt.models.vision.linears import VisionWeights, linear
+from awq2trt.models.vision.patched_tower import patch_angles, rotated_heads
 from awq2trt.models.vision.prepared import Grid
 from awq2trt.models.vision.windowed import WindowedTowerSpec
 
 
-def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor, grid: Grid) -> Tensor:
+def windowed_features(spec: WindowedTowerSpec, weights: VisionWeights, patches: Tensor, grid: Grid) -> Tensor:
     """What a model sees in an image.
 
     Args:
@@ -43,7 +44,11 @@ def windowed_features(spec: WindowedTowerSpec, weights: Weights, patches: Tensor
 
 
 def _layer(
-    spec: WindowedTowerSpec, weights: Weights, prefix: str, hidden: Tensor, attended: tuple[Tensor, Tensor, Tensor]
+    spec: WindowedTowerSpec,
+    weights: VisionWeights,
+    prefix: str,
+    hidden: Tensor,
+    attended: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
     """One layer: [patches, H] -> [patches, H]; with angles, and the groups whose patches attend to each other."""
     angles, members, slots = attended  # [patches, head_dim / 2], [groups, slots] with -1 for none, [patches]
@@ -60,6 +65,6 @@ def _layer(
     return hidden + linear(weights, f"{prefix}mlp.down_proj", F.silu(gate) * up)
 
 
-def _norm(spec: WindowedTowerSpec, weights: Weights, name: str, x: Tensor) -> Tensor:
+def _norm(spec: WindowedTowerSpec, weights: VisionWeights, name: str, x: Tensor) -> Tensor:
     """RMSNorm over the last axis."""
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + spec.norm_eps) * weights[f"{name}.weight"]
