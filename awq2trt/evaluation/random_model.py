@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
@@ -83,10 +84,15 @@ class RandomModel:
         shape = self.spec.outer_shapes().get(name) or self.spec.block_shapes()[_relative(name)]
         return _plain(name, shape)
 
-    def vision_tensors(self) -> dict[str, NDArray[np.generic]]:
-        """Makes what it sees with, like `tensor`; nothing for a model of text."""
+    @property
+    def vision_linears(self) -> tuple[str, ...]:
+        """Linears that it sees with and that are quantized: none are."""
+        return ()
+
+    def vision_tensors(self, without: Collection[str] = ()) -> dict[str, NDArray[np.generic]]:
+        """Makes what it sees with, like `tensor`, but for some linears; nothing for a model of text."""
         shapes = {} if self.vision is None else self.vision.shapes()
-        return {name: _plain(name, shape) for name, shape in shapes.items()}
+        return {name: _plain(name, shape) for name, shape in shapes.items() if name.rpartition(".")[0] not in without}
 
     def has(self, name: str) -> bool:
         """Whether the description has a plain tensor of this name; there are no divisors behind activations."""

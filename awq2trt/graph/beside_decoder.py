@@ -4,7 +4,9 @@ In: a graph as `export` wrote it. Out: the same, changed in place.
 
 The embedding always runs on the CPU, whatever runs the decoder: it reads a row a token from a table that may then stay
 out of a GPU's memory, and gives it in fp32; `narrow_rows_` lets it give the type of a decoder on a GPU. What the model
-sees with runs where the decoder does: on the CPU in fp32, on a GPU in the type in which it was exported.
+sees with runs where the decoder does: on the CPU in fp32, on a GPU in the type in which it was exported. Where linears
+of it are quantized, ONNX Runtime's own kernels read their codes on both: an image has hundreds of rows, for which a
+decoder's kernels are not made, and no session of it then needs a library of operators.
 """
 
 from __future__ import annotations
@@ -40,10 +42,13 @@ def lower_beside_(model: ir.Model, graph: str, *, on_cpu: bool) -> None:
         ort_lowering.widen_to_fp32_(model)
     elif graph != VISION:
         raise ArtifactError(f"expected {VISION} or {EMBEDDING}, got {graph!r}.", where="graphs", fix="export it again.")
-    elif on_cpu:
-        ort_lowering.widen_to_fp32_(model, keeps_tables=False)
     else:
-        flatten_attention_(model)
+        if any(map(ort_lowering.is_quantized_linear, model.graph)):
+            ort_lowering.lower_linears_(model, widened=on_cpu)
+        if on_cpu:
+            ort_lowering.widen_to_fp32_(model, keeps_tables=False)
+        else:
+            flatten_attention_(model)
 
 
 def narrow_rows_(model: ir.Model, dtype: ir.DataType) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Final
 
 import onnx_ir as ir
 from onnx_ir.tape import Tape
@@ -16,14 +17,29 @@ from awq2trt.io_contract import BATCH, SEQUENCE
 from awq2trt.onnx_export.bodies import BodyVariant
 from awq2trt.onnx_export.weights import LinearInputs
 
+_ROWS: Final = (BATCH, SEQUENCE)
 
-def linear_node(tape: Tape, x: ir.Value, weight: LinearInputs, name: str) -> ir.Value:
-    """A quantized linear: [B, S, K] -> [B, S, N]."""
+
+def linear_node(
+    tape: Tape, x: ir.Value, weight: LinearInputs, name: str, leading: tuple[str, ...] | None = _ROWS
+) -> ir.Value:
+    """A quantized linear: [..., K] -> [..., N].
+
+    Args:
+        tape: Gets the node.
+        x: Its input.
+        weight: Its weight.
+        name: Its name.
+        leading: Names of the axes before the last; None if they are not known.
+    """
     variant, (codes, scales, *others) = weight
     has_bias = {opset.ATTR_HAS_BIAS: int(variant.has_bias)}
     inputs = [x, codes, scales, *others]
     y = _node(tape, opset.LINEAR_OF_BITS[variant.bits], inputs, variant, name, has_bias)
-    return _typed(y, scales, _axes(codes)[0])
+    if leading is None:
+        y.type = scales.type
+        return y
+    return _typed(y, scales, _axes(codes)[0], leading)
 
 
 def embedding_rows(tape: Tape, table: ir.Value | LinearInputs, ids: ir.Value, name: str) -> ir.Value:
@@ -73,6 +89,6 @@ def _axes(codes: ir.Value) -> tuple[int, ...]:
     return shape.numpy()
 
 
-def _typed(y: ir.Value, scales: ir.Value, features: int) -> ir.Value:
-    y.type, y.shape = scales.type, ir.Shape([BATCH, SEQUENCE, features])
+def _typed(y: ir.Value, scales: ir.Value, features: int, leading: tuple[str, ...] = _ROWS) -> ir.Value:
+    y.type, y.shape = scales.type, ir.Shape([*leading, features])
     return y

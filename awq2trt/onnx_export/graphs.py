@@ -5,7 +5,7 @@ In: a checkpoint. Out: their files in a directory that the caller owns, and what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,6 +20,7 @@ from awq2trt.models.vision.description import AttendedSpec, SeeingSpec
 from awq2trt.onnx_export.embedding_graph import export_embedding
 from awq2trt.onnx_export.model import ExportResult, export_onnx
 from awq2trt.onnx_export.streamed_weights import Checkpoint
+from awq2trt.onnx_export.tower_graph import TowerCodes
 from awq2trt.onnx_export.vision_graph import export_vision
 from awq2trt.progress import Progress, SilentProgress
 from awq2trt.recipe import ExportOptions
@@ -35,8 +36,12 @@ class SeeingCheckpoint(Checkpoint, Protocol):
     def vision(self) -> SeeingSpec | None:
         """How it sees; None for a model of text."""
 
-    def vision_tensors(self) -> Mapping[str, NDArray[np.generic]]:
-        """Tensors of its tower and projector, by full name."""
+    @property
+    def vision_linears(self) -> tuple[str, ...]:
+        """Full names of the linears that it sees with and that are quantized."""
+
+    def vision_tensors(self, without: Collection[str] = ()) -> Mapping[str, NDArray[np.generic]]:
+        """Tensors of its tower and projector, by full name; without those of some linears."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ def export_graphs(
     if vision is not None:
         dtype = ir.DataType[decoder.dtype.upper()]
         with progress.task("exporting what it sees with", 2) as advance:
-            io = export_vision(vision, _vision_tensors(checkpoint, vision), directory, _VISION_DTYPE)
+            codes = TowerCodes(checkpoint, frozenset(checkpoint.vision_linears), options.function_bodies)
+            io = export_vision(vision, _vision_tensors(checkpoint, vision), directory, _VISION_DTYPE, codes)
             records[VISION] = GraphRecord(model=VISION_FILE, io=io)
             advance(1)
             io = export_embedding(checkpoint, directory, dtype, function_bodies=options.function_bodies)
@@ -85,7 +91,7 @@ def export_graphs(
 
 
 def _vision_tensors(checkpoint: SeeingCheckpoint, vision: SeeingSpec) -> Mapping[str, NDArray[np.generic]]:
-    """Tensors of the vision graph, by full name: also those of the decoder that read an image, once for all tokens."""
+    """Plain tensors of the vision graph, by full name: also the decoder's that read an image, once for all tokens."""
     readers = vision.readers if isinstance(vision, AttendedSpec) else ()
     names = [f"{reader}.weight" for reader in readers]
-    return {**checkpoint.vision_tensors(), **{name: checkpoint.tensor(name) for name in names}}
+    return {**checkpoint.vision_tensors(checkpoint.vision_linears), **{name: checkpoint.tensor(name) for name in names}}

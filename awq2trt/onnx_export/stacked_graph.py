@@ -19,7 +19,7 @@ from awq2trt.models.families import GELU
 from awq2trt.models.vision.stacked import MergerSpec, StackedTowerSpec, StackedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter
 from awq2trt.onnx_export.patch_graph import PatchBuilder, patch_contract
-from awq2trt.onnx_export.tower_graph import Tensors
+from awq2trt.onnx_export.tower_graph import Tensors, TowerCodes
 
 
 def stacked_contract(spec: StackedVisionSpec, dtype: str) -> IoContract:
@@ -41,9 +41,14 @@ class StackedBuilder(PatchBuilder):
     _spec: StackedTowerSpec
 
     def __init__(
-        self, spec: StackedVisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType
+        self,
+        spec: StackedVisionSpec,
+        tensors: Tensors,
+        writer: ExternalDataWriter,
+        dtype: ir.DataType,
+        codes: TowerCodes | None = None,
     ) -> None:
-        super().__init__(spec, tensors, writer, dtype)
+        super().__init__(spec, tensors, writer, dtype, codes)
         self._spec = spec.tower
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:

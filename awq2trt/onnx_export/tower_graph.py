@@ -1,13 +1,15 @@
 """What the graphs of all towers are made of: linears, norms, activations, and the tensors of a checkpoint.
 
 In: a description and its tensors. Out: nodes on a tape, and at last the complete graph. `vision_graph` writes towers
-for images of one size with it, `patch_graph` the parts of those for images of any size. Nothing in them is quantized.
+for images of one size with it, `patch_graph` the parts of those for images of any size. Linears of which a checkpoint
+has codes are nodes as in the decoder; nothing else is quantized.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,28 @@ from awq2trt import opset
 from awq2trt.io_contract import IoContract
 from awq2trt.models.families import GELU_TANH, RELU, SILU
 from awq2trt.models.vision.description import QUICK_GELU, QUICK_GELU_SLOPE, SeeingSpec
+from awq2trt.onnx_export.bodies import BodyVariant, make_body
+from awq2trt.onnx_export.coded_nodes import linear_node
 from awq2trt.onnx_export.external_data import ExternalDataWriter, initializer
+from awq2trt.onnx_export.streamed_weights import Checkpoint, StreamedWeights
 
 Tensors = Mapping[str, NDArray[np.generic]]
 """Tensors of a tower and what is behind it, by full name."""
+
+
+@dataclass(frozen=True)
+class TowerCodes:
+    """Linears of a tower and of what is behind it that are quantized.
+
+    Attributes:
+        checkpoint: Has their codes.
+        names: Their full names.
+        function_bodies: Whether model-local functions define their operator.
+    """
+
+    checkpoint: Checkpoint
+    names: frozenset[str]
+    function_bodies: bool
 
 
 class TowerBuilder(ABC):
@@ -33,13 +53,23 @@ class TowerBuilder(ABC):
         tensors: As `ModelSource.vision_tensors` gives them.
         writer: Writes them.
         dtype: Type of pixels, weights and embeddings.
+        codes: Linears that are quantized, of which `tensors` has nothing; None if none are.
     """
 
-    def __init__(self, spec: SeeingSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
+    def __init__(
+        self,
+        spec: SeeingSpec,
+        tensors: Tensors,
+        writer: ExternalDataWriter,
+        dtype: ir.DataType,
+        codes: TowerCodes | None = None,
+    ) -> None:
         self._family = spec.family
         self._tensors = tensors
         self._writer = writer
         self._dtype = dtype
+        self._codes = codes
+        self._variants: dict[BodyVariant, None] = {}  # a set that keeps its order
         self._tape = Tape()
         self._initializers: dict[str, ir.Value] = {}
 
@@ -65,10 +95,12 @@ class TowerBuilder(ABC):
             [output],
             nodes=self._tape.nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": opset.ONNX_OPSET},
+            opset_imports={"": opset.ONNX_OPSET, **({opset.DOMAIN: opset.DOMAIN_VERSION} if self._variants else {})},
             name=f"{self._family}_vision",
         )
-        return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt")
+        bodies = self._codes is not None and self._codes.function_bodies
+        functions = [make_body(variant) for variant in self._variants] if bodies else []
+        return ir.Model(graph, ir_version=opset.ONNX_IR_VERSION, producer_name="awq2trt", functions=functions)
 
     def activation(self, kind: str, x: ir.Value) -> ir.Value:
         """An activation function of any shape; `kind` is one that a description has."""
@@ -82,11 +114,19 @@ class TowerBuilder(ABC):
         return self.op("Gelu", [x], {"approximate": "tanh" if kind == GELU_TANH else "none"})
 
     def linear(self, name: str, x: ir.Value) -> ir.Value:
-        """[..., K] -> [..., N]; with a bias where the model has one."""
+        """[..., K] -> [..., N]; with a bias where the model has one; with codes where the checkpoint has them."""
+        if self._codes is not None and name in self._codes.names:
+            return self._coded(self._codes.checkpoint, name, x)
         transposed = self.op("Transpose", [self.keep(f"{name}.weight")], {"perm": [1, 0]})
         product = self.op("MatMul", [x, transposed], name=name)
         bias = f"{name}.bias"
         return self.op("Add", [product, self.keep(bias)]) if bias in self._tensors else product
+
+    def _coded(self, checkpoint: Checkpoint, name: str, x: ir.Value) -> ir.Value:
+        variant, kept = StreamedWeights(checkpoint, self._writer, self._dtype).linear(name)
+        self._variants[variant] = None
+        self._initializers.update({str(value.name): value for value in kept})
+        return linear_node(self._tape, x, (variant, kept), name, leading=None)
 
     def layer_norm(self, name: str, x: ir.Value, eps: float) -> ir.Value:
         """A norm over the last axis, its squares and their mean in fp32."""

@@ -1,7 +1,7 @@
 """Writes what a model sees with, its tower and what is behind it, as an ONNX graph of its own beside the decoder.
 
 In: a `SeeingSpec` and its tensors. Out: `vision.onnx` and `vision.onnx.data`: a prepared image -> what stands among the
-decoder's embeddings in its place, or keys and values for a decoder that attends to it. Nothing in it is quantized.
+decoder's embeddings in its place, or keys and values for a decoder that attends to it.
 
 Here are the towers that see images of one size, or tiles of images; `windowed_graph` and `stacked_graph` have the
 others, and `resampler_graph` what makes keys and values. The same computation in PyTorch is
@@ -35,7 +35,7 @@ from awq2trt.models.vision.windowed import WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter, write_graph
 from awq2trt.onnx_export.resampler_graph import keys_and_values, resample
 from awq2trt.onnx_export.stacked_graph import StackedBuilder, stacked_contract
-from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder
+from awq2trt.onnx_export.tower_graph import Tensors, TowerBuilder, TowerCodes
 from awq2trt.onnx_export.windowed_graph import WindowedBuilder, windowed_contract
 
 
@@ -61,7 +61,9 @@ def vision_contract(spec: SeeingSpec, dtype: ir.DataType) -> IoContract:
     )
 
 
-def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir.DataType) -> IoContract:
+def export_vision(
+    spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir.DataType, codes: TowerCodes | None = None
+) -> IoContract:
     """Writes the graph and its weights into `directory`.
 
     Args:
@@ -69,6 +71,7 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
         tensors: As `ModelSource.vision_tensors` gives them, and the readers of an `AttendedSpec`.
         directory: Where the files go.
         dtype: Type of pixels, weights and embeddings: FLOAT16 or BFLOAT16.
+        codes: Linears that are quantized, of which `tensors` has nothing; None if none are.
 
     Raises:
         UnsupportedError: A weight is beyond what `dtype` holds, or there is no graph for this kind of tower.
@@ -78,15 +81,15 @@ def export_vision(spec: SeeingSpec, tensors: Tensors, directory: Path, dtype: ir
 
     def build(writer: ExternalDataWriter) -> ir.Model:
         if isinstance(spec, WindowedVisionSpec):
-            return WindowedBuilder(spec, tensors, writer, dtype).model(contract)
+            return WindowedBuilder(spec, tensors, writer, dtype, codes).model(contract)
         if isinstance(spec, StackedVisionSpec):
-            return StackedBuilder(spec, tensors, writer, dtype).model(contract)
+            return StackedBuilder(spec, tensors, writer, dtype, codes).model(contract)
         if isinstance(spec, TiledVisionSpec):
-            return _TiledBuilder(spec, tensors, writer, dtype).model(contract)
+            return _TiledBuilder(spec, tensors, writer, dtype, codes).model(contract)
         if isinstance(spec, MosaicSpec):
-            return _MosaicBuilder(spec, tensors, writer, dtype).model(contract)
+            return _MosaicBuilder(spec, tensors, writer, dtype, codes).model(contract)
         assert isinstance(spec, StillSpec)  # since it has a contract
-        return _StillBuilder(spec, tensors, writer, dtype).model(contract)
+        return _StillBuilder(spec, tensors, writer, dtype, codes).model(contract)
 
     write_graph(directory / VISION_FILE, directory / VISION_WEIGHTS_FILE, build)
     return contract
@@ -164,8 +167,15 @@ class _LayersBuilder(TowerBuilder):
 class _StillBuilder(_LayersBuilder):
     """A tower for images of one size, and what is behind it."""
 
-    def __init__(self, spec: StillSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
-        super().__init__(spec, tensors, writer, dtype)
+    def __init__(
+        self,
+        spec: StillSpec,
+        tensors: Tensors,
+        writer: ExternalDataWriter,
+        dtype: ir.DataType,
+        codes: TowerCodes | None = None,
+    ) -> None:
+        super().__init__(spec, tensors, writer, dtype, codes)
         self._spec = spec
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
@@ -210,8 +220,15 @@ class _StillBuilder(_LayersBuilder):
 class _MosaicBuilder(_StillBuilder):
     """A tower for tiles that lie side by side, and its projector: a tile's pieces, and one for the end of a row."""
 
-    def __init__(self, spec: MosaicSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
-        super().__init__(spec.tile, tensors, writer, dtype)
+    def __init__(
+        self,
+        spec: MosaicSpec,
+        tensors: Tensors,
+        writer: ExternalDataWriter,
+        dtype: ir.DataType,
+        codes: TowerCodes | None = None,
+    ) -> None:
+        super().__init__(spec.tile, tensors, writer, dtype, codes)
         self._newline = spec.newline
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
@@ -225,8 +242,15 @@ class _MosaicBuilder(_StillBuilder):
 class _TiledBuilder(_LayersBuilder):
     """A tower for tiles, and the connector, whose input is a square of patches (`models.vision.tiled_tower`)."""
 
-    def __init__(self, spec: TiledVisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType) -> None:
-        super().__init__(spec, tensors, writer, dtype)
+    def __init__(
+        self,
+        spec: TiledVisionSpec,
+        tensors: Tensors,
+        writer: ExternalDataWriter,
+        dtype: ir.DataType,
+        codes: TowerCodes | None = None,
+    ) -> None:
+        super().__init__(spec, tensors, writer, dtype, codes)
         self._spec = spec
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:

@@ -29,7 +29,7 @@ from awq2trt.models.families import GELU
 from awq2trt.models.vision.windowed import WindowedTowerSpec, WindowedVisionSpec
 from awq2trt.onnx_export.external_data import ExternalDataWriter
 from awq2trt.onnx_export.patch_graph import Heads, PatchBuilder, patch_contract
-from awq2trt.onnx_export.tower_graph import Tensors
+from awq2trt.onnx_export.tower_graph import Tensors, TowerCodes
 
 
 def windowed_contract(spec: WindowedVisionSpec, dtype: str) -> IoContract:
@@ -62,9 +62,14 @@ class WindowedBuilder(PatchBuilder):
     _windows: tuple[ir.Value, ir.Value, ir.Value]
 
     def __init__(
-        self, spec: WindowedVisionSpec, tensors: Tensors, writer: ExternalDataWriter, dtype: ir.DataType
+        self,
+        spec: WindowedVisionSpec,
+        tensors: Tensors,
+        writer: ExternalDataWriter,
+        dtype: ir.DataType,
+        codes: TowerCodes | None = None,
     ) -> None:
-        super().__init__(spec, tensors, writer, dtype)
+        super().__init__(spec, tensors, writer, dtype, codes)
         self._spec = spec.tower
 
     def seen(self, inputs: Mapping[str, ir.Value]) -> ir.Value:
