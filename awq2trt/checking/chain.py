@@ -236,7 +236,8 @@ def _limits(subject: Subject, stage: str, positions: int) -> dict[str, _Limit]:
     if stage == QUANTIZED:
         limit = block_limit(scheme, spec.hidden_size)
         blocks = {block_update(layer): _Limit(_place(spec, layer), limit, takes_mean=True) for layer in layers}
-        return {**blocks, LOGITS: _Limit(LOGITS, UNRELATED, takes_mean=True)}
+        ends = (LOGITS, VISION) if subject.checkpoint.vision_linears else (LOGITS,)
+        return {**blocks, **{name: _Limit(name, UNRELATED, takes_mean=True) for name in ends}}
     if stage == FOLDED:
         limits = [storage_limit("float16", layer + 1) for layer in range(spec.num_layers + 1)]
     elif stage == RUNTIME:

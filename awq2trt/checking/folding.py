@@ -45,6 +45,7 @@ class FoldedSource(ModelSource):
 
     def tensor(self, name: str) -> Array:
         quantized = self._checkpoint.head_scheme is not None and name == f"{self.spec.stored_head}.weight"
+        quantized = quantized or name.removesuffix(".weight") in self._checkpoint.vision_linears
         return (self._original if quantized else self._checkpoint).tensor(name)
 
     def has(self, name: str) -> bool:

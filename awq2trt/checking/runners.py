@@ -133,14 +133,16 @@ class TorchRunner(DecoderRunner):
             self._outputs[EMBEDDING] = hidden.numpy()
             if (seen := seen_by_torch(source)) is not None:
                 self._seen[VISION] = seen[None]
-            given = begun(self._teacher, Ends(self._teacher), self._tokens)[0] if self._teacher else hidden
+            given, taught = hidden, runner
+            if self._teacher:  # images, too, are what the teacher sees
+                given, taught = begun(self._teacher, Ends(self._teacher), self._tokens)
             for layer in range(source.spec.num_layers):
                 weights = load_block(source, layer)
                 hidden = runner.run(weights, hidden, layer=layer)
                 self._outputs[block_output(layer)] = hidden.numpy()
                 if self._teacher:
-                    self._outputs[block_update(layer)] = (runner.run(weights, given, layer=layer) - given).numpy()
-                    given = runner.run(load_block(self._teacher, layer), given, layer=layer)
+                    self._outputs[block_update(layer)] = (taught.run(weights, given, layer=layer) - given).numpy()
+                    given = taught.run(load_block(self._teacher, layer), given, layer=layer)
             self._outputs[LOGITS] = torch.cat(list(ends.logits_in_pieces(hidden[0])))[None].numpy()
         self.inference_time = time.monotonic() - started
 

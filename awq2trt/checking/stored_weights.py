@@ -6,7 +6,7 @@ compares two tensors; this module decides which ones are compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -21,9 +21,9 @@ from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.layouts.layout import BIAS
 from awq2trt.errors import CheckpointError
 from awq2trt.graph.read import open_decoder
-from awq2trt.models.sources.base import CONFIG_FILE, Array
+from awq2trt.models.sources.base import CONFIG_FILE, Array, ModelSource
 from awq2trt.progress import Progress
-from awq2trt.scheme import BFLOAT16
+from awq2trt.scheme import BFLOAT16, QuantizedLinear
 
 _HEAD_ROWS: Final = 8192
 """Rows of a head that are compared at once: 8,192 x 4,096 float64 are 256 MiB."""
@@ -74,7 +74,8 @@ def check_weights(subject: Subject, progress: Progress) -> WeightResult:
 def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
     """Findings about embedding, final norm and head, about what a model sees with, and about the description."""
     checkpoint, original = subject.checkpoint, subject.original
-    tensors = checkpoint.outer() | checkpoint.vision_tensors()
+    seen_with = {name: checkpoint.linear(name) for name in checkpoint.vision_linears}
+    tensors = checkpoint.outer() | checkpoint.vision_tensors(seen_with)
     if original is None:
         return [], []
     codes = list[Finding]()
@@ -83,6 +84,8 @@ def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
         del tensors[weight]
         codes += _head_findings(checkpoint, original.tensor(weight))
     found = [rounded_finding(name, original.tensor(name), value) for name, value in tensors.items()]
+    for name, linear in seen_with.items():
+        codes += _vision_findings(subject, original, name, linear)
     ours, theirs = asdict(checkpoint.spec), asdict(original.spec)
     changed = [key for key in theirs if ours[key] != theirs[key]]
     if changed:
@@ -92,6 +95,19 @@ def _outer_findings(subject: Subject) -> tuple[list[Finding], list[Finding]]:
             )
         )
     return [finding for finding in found if finding], codes
+
+
+def _vision_findings(subject: Subject, original: ModelSource, name: str, linear: QuantizedLinear) -> Iterator[Finding]:
+    """Findings about one of the linears that a model sees with; nothing was folded into it."""
+    magnitude = subject.search.get(f"{name}.magnitude")
+    chosen = Codes(subject.nearest, _roundoff(subject.checkpoint), magnitude)
+    finding = code_finding(name, original.tensor(f"{name}.weight").astype(np.float32), linear, chosen)
+    if finding:
+        yield finding
+    if linear.bias is not None:
+        bias = rounded_finding(f"{name}.bias", original.tensor(f"{name}.bias"), linear.bias)
+        if bias:
+            yield bias
 
 
 def _head_findings(checkpoint: QuantizedCheckpoint, weight: Array) -> list[Finding]:
@@ -162,7 +178,8 @@ def _owner(tensor: str, checkpoint: QuantizedCheckpoint) -> str:
     linears = (*spec.block.linears, *spec.stored_linears(), spec.stored_head)
     owner, _, kind = tensor.rpartition(".")
     is_code = kind in checkpoint.format.layout.tensor_names and kind != BIAS
-    return QUANTIZED if tensor.endswith(linears) or (is_code and owner.endswith(linears)) else FOLDED
+    of_linear = owner.endswith(linears) or owner in checkpoint.vision_linears
+    return QUANTIZED if tensor.endswith(linears) or (is_code and of_linear) else FOLDED
 
 
 def _tensor_of(error: CheckpointError) -> str:

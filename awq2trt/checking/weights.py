@@ -211,12 +211,12 @@ _KINDS: Final = ("codes", "scales", "zeros", "bias")
 
 
 def plain_findings(model: ir.Model, checkpoint: QuantizedCheckpoint) -> Iterator[Finding]:
-    """The same of a graph beside the decoder, where nothing but an embedding may be quantized: the head's weight."""
+    """The same of a graph beside the decoder: an embedding that is the head's weight, or what the model sees with."""
     stored = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
-    head = checkpoint.spec.stored_head
-    if f"{head}.codes" in stored:
-        yield from _linear_findings(head, checkpoint.linear(head), stored)
-    owned = {f"{head}.{kind}" for kind in _KINDS}
+    coded = [name for name in (checkpoint.spec.stored_head, *checkpoint.vision_linears) if f"{name}.codes" in stored]
+    for name in coded:
+        yield from _linear_findings(name, checkpoint.linear(name), stored)
+    owned = {f"{name}.{kind}" for name in coded for kind in _KINDS}
     yield from _plain_findings({name: value for name, value in stored.items() if name not in owned}, checkpoint)
 
 

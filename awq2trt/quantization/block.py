@@ -213,13 +213,34 @@ def quantize_block(
     return QuantizedBlock(linears, plain_tensors(spec, folded), reports, search)
 
 
+@dataclass(frozen=True)
+class LoneLinear:
+    """A quantized linear that belongs to no block.
+
+    Attributes:
+        name: Its full name.
+        linear: Its codes.
+        report: What they cost.
+        magnitude: Mean |x| of its input channels, fp32 [K]; None for a method that uses no text.
+    """
+
+    name: str
+    linear: QuantizedLinear
+    report: LinearReport
+    magnitude: Tensor | None
+
+
 def quantize_alone(
-    weights: Mapping[str, Tensor], statistics: InputStatistics | None, method: BlockMethod
-) -> Iterator[tuple[str, Rounded, LinearReport]]:
+    weights: Mapping[str, Tensor],
+    biases: Mapping[str, Tensor | None],
+    statistics: InputStatistics | None,
+    method: BlockMethod,
+) -> Iterator[LoneLinear]:
     """Rounds linears that share an input and belong to no block; nothing before them absorbs scales, so none is scaled.
 
     Args:
         weights: fp32 [N, K], by the linear's full name.
+        biases: fp32 [N], by the same names; None where a linear has none.
         statistics: Of their input; None for a method that uses no text.
         method: How to quantize; of its steps, grids are searched and codes chosen.
     """
@@ -229,7 +250,8 @@ def quantize_alone(
         rows = {name: _Rows(name, weight, seen, None, None, clipped)}
         for _, found in _quantized_by_ranks(rows, moments_of, method):
             report = LinearReport() if seen is None else _report(weight, weight, found, seen, method)
-            yield name, found, report
+            linear = found.to_linear(method.scheme, bias=biases[name], where=name)
+            yield LoneLinear(name, linear, report, None if seen is None else seen.magnitude)
 
 
 REHEARSED_ROWS: Final = 64

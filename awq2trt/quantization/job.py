@@ -387,12 +387,9 @@ class QuantizeJob:
         """Quantizes what the model sees with, by the first rank alone, unless an interrupted run has done so."""
         if self.store.vision_reports():
             return
-        tensors, reports = dict[str, Array](), dict[str, LinearReport]()
         method, pictures = self._with_steps_of(dtype).method, () if seen is None else seen.pictures
-        for found in quantize_vision(self._sight(vision), pictures, method, self.progress):
-            tensors |= pack_linear(found.name, found.linear, self.layout)
-            reports[found.name] = found.report
-        self.store.keep_vision(tensors, reports)
+        found = quantize_vision(self._sight(vision), pictures, method, self.progress)
+        self.store.keep_vision(self._packer.alone(found))
 
     def _write_checkpoint(self) -> str:
         """Merges blocks and the tensors outside them; writes config.json last. Returns the checkpoint's type."""

@@ -160,11 +160,12 @@ class Store:
         """The tensors of the quantized linears that a model sees with."""
         return self.directory / "vision.safetensors"
 
-    def keep_vision(self, tensors: Mapping[str, Array], reports: Mapping[str, LinearReport]) -> None:
+    def keep_vision(self, vision: StoredBlock) -> None:
         """Stores the quantized linears that a model sees with, their tensors last."""
-        written = {name: asdict(report) for name, report in reports.items()}
+        written = {name: asdict(report) for name, report in vision.reports.items()}
         self._vision_reports.write_text(json.dumps(written), encoding="utf-8")
-        write_tensors(self.vision_file, tensors)
+        write_arrays(self._vision_search, vision.search)
+        write_tensors(self.vision_file, vision.tensors)
 
     def vision_reports(self) -> dict[str, LinearReport]:
         """Reports of the quantized linears that a model sees with, by full name; empty if none were stored."""
@@ -190,6 +191,8 @@ class Store:
         search: dict[str, Array] = {}
         for layer in range(self.layers):
             search |= read_arrays(self._search(layer), fix=_AGAIN)
+        if self.vision_file.is_file():
+            search |= read_arrays(self._vision_search, fix=_AGAIN)
         return search
 
     def same_computer_(self, ranks: Ranks, *, shared: bool) -> None:
@@ -241,6 +244,10 @@ class Store:
     @property
     def _head_report(self) -> Path:
         return self.directory / "head.json"
+
+    @property
+    def _vision_search(self) -> Path:
+        return self.directory / "vision.npz"
 
     @property
     def _vision_reports(self) -> Path:

@@ -25,11 +25,10 @@ from awq2trt.models.vision.seeing import linears_by_input, pieces_seen
 from awq2trt.models.vision.tower import load_vision
 from awq2trt.opset import FEATURES_MULTIPLE
 from awq2trt.progress import Progress
-from awq2trt.quantization.block import LinearReport, quantize_alone
+from awq2trt.quantization.block import LoneLinear, quantize_alone
 from awq2trt.quantization.image_windows import Sight
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.statistics import InputStatistics
-from awq2trt.scheme import QuantizedLinear
 from awq2trt.tracing import span
 
 _FP32_BYTES: Final = 4
@@ -86,21 +85,6 @@ class VisionLinears:
         return _FP32_BYTES * self.shapes[group[0]][1] ** 2
 
 
-@dataclass(frozen=True)
-class QuantizedSight:
-    """One linear that is quantized.
-
-    Attributes:
-        name: Its full name.
-        linear: Its codes.
-        report: What they cost.
-    """
-
-    name: str
-    linear: QuantizedLinear
-    report: LinearReport
-
-
 def layout_lines(spec: DecoderSpec, schemes: ModelSchemes, layout: Layout) -> Iterator[str]:
     """Says that a checkpoint has another layout because of what the model sees with, if it has.
 
@@ -120,7 +104,7 @@ def layout_lines(spec: DecoderSpec, schemes: ModelSchemes, layout: Layout) -> It
 
 def quantize_vision(
     sight: Sight, pictures: Sequence[Path], method: BlockMethod, progress: Progress
-) -> Iterator[QuantizedSight]:
+) -> Iterator[LoneLinear]:
     """Quantizes every linear that a model sees with, one after the other.
 
     Args:
@@ -150,11 +134,10 @@ def quantize_vision(
                 statistics = _collected(sight, weights, widths, pictures)
             for group in part:
                 owned = {name: weights[f"{name}.weight"] for name in group}
-                with span("quantize", linear=group[0]):
-                    for name, found, report in quantize_alone(owned, statistics.pop(group[0], None), method):
-                        linear = found.to_linear(method.scheme, bias=weights.get(f"{name}.bias"), where=name)
-                        yield QuantizedSight(name, linear, report)
-                        advance(1)
+                biases = {name: weights.get(f"{name}.bias") for name in group}
+                for found in quantize_alone(owned, biases, statistics.pop(group[0], None), method):
+                    yield found
+                    advance(1)
 
 
 def _collected(
