@@ -84,7 +84,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
         head: How the head is stored, and the embedding where the two are one weight: in the type of activations
             (`fp16`, whatever type that is), or quantized. None is `BUILD_HEAD` for a model that a device runs, and
             `fp16` for a checkpoint, which others read.
-        calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name.
+        calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name; or a folder
+            of pictures, with captions or without.
         samples: Calibration windows. 16 is what AWQ needs (paper, section 5.3: 16 sequences, where GPTQ takes 192).
         seqlen: Tokens in a window.
         seed: Seed of all random numbers.
