@@ -112,7 +112,10 @@ def _example(pair: ImageText) -> Example:
 def _written(model: CaptionedModel, pairs: Sequence[ImageText], progress: Progress, description: str) -> list[str]:
     """A caption of each conversation."""
     requests = [model.tokens(pair) for pair in pairs]
-    asked = [replace(request, tokens=request.tokens[: -request.scored], scored=0) for request in requests]
+    asked = [
+        replace(request, tokens=request.tokens[: len(request.tokens) - request.scored], scored=0)
+        for request in requests
+    ]
     stops = stop_tokens(model.source, model.tokenizer)
     with torch.inference_mode(), progress.task(description, total=len(pairs)) as advance:
         written = model.prompts(asked, pairs).continued(LONGEST_CAPTION, stops, advance)

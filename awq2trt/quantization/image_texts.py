@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +57,11 @@ class ImagePrompts:
     tokens: Sequence[Sequence[int]]
     images: Sequence[Sequence[Path]]
 
+    @cached_property
+    def _ends(self) -> Ends:
+        """Embedding and head, which are read once."""
+        return Ends(self.sight.source)
+
     def begin(self, batch: Sequence[int], more: int = 0) -> Beginning:
         """What the first block reads.
 
@@ -67,7 +73,7 @@ class ImagePrompts:
             UsageError: An image cannot be read.
         """
         sight, ids = self.sight, torch.tensor([self.tokens[index] for index in batch])
-        hidden, places = Ends(sight.source).embed(ids), []
+        hidden, places = self._ends.embed(ids), []
         for row, index in enumerate(batch):
             sight.place_(hidden[row], ids[row], self.images[index])
             places.append(sight.positions(ids[row], self.images[index], more))
@@ -89,7 +95,7 @@ class ImagePrompts:
         """
         source, continuations = self.sight.source, [list[int]() for _ in self.tokens]
         runner = BlockRunner.for_positions(source.spec, max(map(len, self.tokens)) + longest)
-        ends, blocks = Ends(source), [load_block(source, layer) for layer in range(source.spec.num_layers)]
+        ends, blocks = self._ends, [load_block(source, layer) for layer in range(source.spec.num_layers)]
         for batch in _batches([len(prompt) for prompt in self.tokens], source.spec, longest):
             begun = self.begin(batch, longest)
             hidden, own = begun.hidden, runner.placed(begun.positions, begun.media)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from noted_progress import NotedProgress
 from pictures import picture
 from PIL import Image
 from tiny_flamingo import save_flamingo
@@ -30,14 +31,6 @@ from awq2trt.quantization.image_windows import Sight, WindowSizes, conversation_
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 from awq2trt.text.tokenizer import load_tokenizer
-
-
-class _Told(SilentProgress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +107,8 @@ def test_an_interrupted_run_keeps_what_was_said(llava: Path, pictures: Path, tmp
     assert [pair.text for pair in pairs] != [pair.text for pair in other]
 
 
-def _codes(model: Path, output: Path, calib: Path, **options: Any) -> tuple[dict[str, np.ndarray], _Told]:
-    told = _Told()
+def _codes(model: Path, output: Path, calib: Path, **options: Any) -> tuple[dict[str, np.ndarray], NotedProgress]:
+    told = NotedProgress()
     given = QuantizeOptions.model_validate(
         {"calib": str(calib), "group_size": 32, "samples": 4, "seqlen": 80, **options}
     )
