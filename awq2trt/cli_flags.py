@@ -64,7 +64,11 @@ QuantizeVision = Annotated[
 ]
 Calib = Annotated[
     str | None,
-    typer.Option("--calib", metavar="TEXT", help="self, a .txt or .jsonl file, or a data set's name. [self]"),
+    typer.Option(
+        "--calib",
+        metavar="TEXT",
+        help="self, a .txt or .jsonl file, a folder of pictures, or a data set's name. [self]",
+    ),
 ]
 Samples = Annotated[int | None, typer.Option("--samples", help="Calibration windows. [16]")]
 Seqlen = Annotated[int | None, typer.Option("--seqlen", help="Tokens in a calibration window. [512]")]

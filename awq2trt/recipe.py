@@ -86,7 +86,8 @@ class QuantizeOptions(BaseModel, frozen=True, strict=True, extra="forbid"):
             `fp16` for a checkpoint, which others read.
         quantize_vision: Whether the linears that a model sees with are quantized, too, as those of its blocks are, on
             the pictures of the calibration text.
-        calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name.
+        calib: Calibration text: `self` (the model writes it), a .txt or .jsonl file, or a data set's name; or a folder
+            of pictures, with captions or without.
         samples: Calibration windows. 16 is what AWQ needs (paper, section 5.3: 16 sequences, where GPTQ takes 192).
         seqlen: Tokens in a window.
         seed: Seed of all random numbers.

@@ -110,10 +110,10 @@ def span(name: str, **concerns: str | int) -> Iterator[None]:
         name: Name of the phase, lower case.
         concerns: What the work is on, e.g. a block's number or a linear's name.
     """
-    if not _OPEN:
+    trace = next(iter(_OPEN[:]), None)  # at once: another thread may be closing it
+    if trace is None:
         yield
         return
-    trace = _OPEN[-1]
     began = trace.now()
     try:
         yield

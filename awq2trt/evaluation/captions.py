@@ -8,23 +8,20 @@ pictures, is read but not scored. Texts are tokenized as in tasks (`awq2trt.eval
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import torch
-
 from awq2trt.errors import UsageError
-from awq2trt.evaluation.likelihood import Beginning, TokenizedContinuation, tokenize, torch_scores
+from awq2trt.evaluation.likelihood import TokenizedContinuation, tokenize, torch_scores
 from awq2trt.evaluation.results import CaptionPerplexity
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.images.pairs import MARKER, ImageText
 from awq2trt.images.processor import processor_of
-from awq2trt.models.decoder import Ends
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.progress import Progress
+from awq2trt.quantization.image_texts import ImagePrompts
 from awq2trt.quantization.image_windows import Sight, conversation_tokens, written
 
 if TYPE_CHECKING:
@@ -87,39 +84,15 @@ class CaptionedModel:
     def scores(self, pairs: Sequence[ImageText], progress: Progress, description: str) -> list[Score]:
         """How likely the last messages of conversations are; arguments and errors as of `perplexity`."""
         requests = [self.tokens(pair) for pair in pairs]
-        begin = self.beginning([request.tokens for request in requests], [pair.images for pair in pairs])
-        return torch_scores(self.source, requests, progress, description, begin=begin)
+        return torch_scores(self.source, requests, progress, description, begin=self.prompts(requests, pairs).begin)
 
     def tokens(self, pair: ImageText) -> TokenizedContinuation:
         """Tokens of a conversation, as `caption_tokens` gives them."""
         return caption_tokens(self.tokenizer, self.sight, pair, self.bos)
 
-    def beginning(
-        self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[Path]], more: int = 0
-    ) -> Callable[[Sequence[int]], Beginning]:
-        """What the first block reads.
-
-        Args:
-            tokens: Tokens of each conversation.
-            images: Image files of each conversation, in the order of their tokens.
-            more: Tokens of text that will follow.
-
-        Returns:
-            Indices of conversations of one length -> what they begin with.
-        """
-        sight, ends = self.sight, Ends(self.source)
-
-        def begin(batch: Sequence[int]) -> Beginning:
-            ids = torch.tensor([tokens[index] for index in batch])
-            hidden, places = ends.embed(ids), []
-            for row, index in enumerate(batch):
-                sight.place_(hidden[row], ids[row], images[index])
-                places.append(sight.positions(ids[row], images[index], more))
-            placed = [positions for positions in places if positions is not None]
-            media = sight.media(ids, [images[index] for index in batch], more)
-            return Beginning(hidden, torch.stack(placed) if placed else None, media)
-
-        return begin
+    def prompts(self, requests: Sequence[TokenizedContinuation], pairs: Sequence[ImageText]) -> ImagePrompts:
+        """Conversations with their images."""
+        return ImagePrompts(self.sight, [request.tokens for request in requests], [pair.images for pair in pairs])
 
 
 def caption_tokens(

@@ -20,7 +20,7 @@ from torch import Tensor
 from awq2trt.errors import UsageError
 from awq2trt.evaluation.tasks import Continuation, Score
 from awq2trt.models.block_weights import load_block
-from awq2trt.models.decoder import BlockRunner, Ends, Shown
+from awq2trt.models.decoder import Beginning, BlockRunner, Ends
 from awq2trt.models.positions import require_positions
 from awq2trt.models.sources.base import ModelSource
 from awq2trt.progress import Progress
@@ -78,21 +78,6 @@ def tokenize(
         raise UsageError("the context has no tokens.", where=repr(continuation.text), fix="give some text before it.")
     start = () if bos is None else (bos,)
     return TokenizedContinuation((*start, *whole), len(whole) - len(context))
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """What the first block reads of texts of one length.
-
-    Attributes:
-        hidden: fp32 [texts, S, hidden_size].
-        positions: As of `BlockRunner.placed`, like `media`.
-        media: What blocks see of the texts' images.
-    """
-
-    hidden: Tensor
-    positions: Tensor | None = None
-    media: Shown | None = None
 
 
 def torch_scores(

@@ -2,12 +2,12 @@
 
 In: a path. Out: `ImageText`s, whose texts have `MARKER` in place of each picture.
 
-In a folder, a text file of the same name beside each picture has its caption, e.g. `cat.txt` for `cat.jpg`. A line of a
-.jsonl file is `{"image": "cat.jpg", "messages": [...]}`; the image may be a list. Messages have the keys `role` and
-`content`; a content is a text or, as in transformers' chat templates, a list of `{"type": "image"}` and
-`{"type": "text", "text": ...}`. Instead of messages there may be `"caption": ...`; or `"captions": [...]`, several
-people's captions of the picture; or `"question": ..., "choices": [...], "answer": ...`, answers to choose from and the
-index of the right one, from 0.
+In a folder, a text file of the same name beside each picture has its caption, e.g. `cat.txt` for `cat.jpg`; if there
+are no captions at all, the model is to describe the pictures itself. A line of a .jsonl file is `{"image": "cat.jpg",
+"messages": [...]}`; the image may be a list. Messages have the keys `role` and `content`; a content is a text or, as
+in transformers' chat templates, a list of `{"type": "image"}` and `{"type": "text", "text": ...}`. Instead of messages
+there may be `"caption": ...`; or `"captions": [...]`, several people's captions of the picture; or `"question": ...,
+"choices": [...], "answer": ...`, answers to choose from and the index of the right one, from 0.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class ImageText:
         where: The file or line that it comes from.
         captions: What people say of the picture, if it is a caption that is asked for; the first ends the messages.
         choices: Answers to choose from; the right one ends the messages. None if the question is open.
+        bare: Whether nothing is known of the picture, and the messages end with the request to describe it.
     """
 
     images: tuple[Path, ...]
@@ -57,6 +58,16 @@ class ImageText:
     where: str
     captions: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    bare: bool = False
+
+    @staticmethod
+    def of_picture(image: Path) -> ImageText:
+        """The request to describe a picture."""
+        return ImageText((image,), ((_USER, _QUESTION),), str(image), bare=True)
+
+    def described(self, caption: str) -> ImageText:
+        """The same with an answer."""
+        return replace(self, messages=(*self.messages, (_ASSISTANT, caption)), captions=(caption,), bare=False)
 
     @property
     def text(self) -> str:
@@ -134,17 +145,21 @@ def read_pairs(path: Path) -> tuple[ImageText, ...]:
 
 
 def _in_folder(folder: Path) -> Iterator[ImageText]:
-    for image in sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES):
-        caption = image.with_suffix(".txt")
+    images = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    bare = not any(image.with_suffix(".txt").is_file() for image in images)
+    for image in images:
+        pair, caption = ImageText.of_picture(image), image.with_suffix(".txt")
+        if bare:
+            yield pair
+            continue
         if not caption.is_file():
             raise UsageError(
                 f"expected the picture's caption in {caption.name}, but there is no such file.",
                 where=str(image),
-                fix="write one, or remove the picture.",
+                fix="write one, or remove the picture; or remove all captions, and the model describes the pictures.",
             )
         with reading("a caption in UTF-8", caption, fix="save it as UTF-8.", error=UsageError):
-            text = caption.read_text(encoding=encoding_of(caption)).strip()
-        yield ImageText((image,), ((_USER, _QUESTION), (_ASSISTANT, text)), str(image), captions=(text,))
+            yield pair.described(caption.read_text(encoding=encoding_of(caption)).strip())
 
 
 def _in_jsonl(path: Path) -> Iterator[ImageText]:

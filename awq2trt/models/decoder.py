@@ -272,6 +272,21 @@ class BlockRunner:
         return x
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What the first block reads of texts of one length.
+
+    Attributes:
+        hidden: fp32 [texts, S, hidden_size].
+        positions: As of `BlockRunner.placed`, like `media`.
+        media: What blocks see of the texts' images.
+    """
+
+    hidden: Tensor
+    positions: Tensor | None = None
+    media: Shown | None = None
+
+
 def _attend(spec: DecoderSpec, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Attention of the last positions; [batch, heads, S, head_dim] in and out."""
     narrow = keys.dtype != queries.dtype

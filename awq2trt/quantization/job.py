@@ -48,6 +48,7 @@ from awq2trt.progress import Progress, SilentProgress
 from awq2trt.quantization.beginning import open_beginning
 from awq2trt.quantization.block import LinearReport, plain_tensors
 from awq2trt.quantization.chain import Chain
+from awq2trt.quantization.described import Describer
 from awq2trt.quantization.handover import Link, Outcome, Streams
 from awq2trt.quantization.head import CalibratedHead, HeadReport, head_lines, quantize_head
 from awq2trt.quantization.image_windows import ImageWindows, Sight, WindowSizes, image_windows
@@ -241,14 +242,20 @@ class QuantizeJob:
         if not is_image_text(path):
             self.progress.note(
                 "calibrating only on text, although the decoder will also read images: with --calib, name a folder of "
-                "images with captions, or a .jsonl file"
+                "images, with or without captions, or a .jsonl file"
             )
             return None
         tokenizer = load_tokenizer(self.files)
         options, bos = self.options, bos_of(tokenizer, self.source.spec.family)
         pairs, where = read_pairs(path), self.options.calib
-        sizes = WindowSizes(options.samples, options.seqlen, bos)
-        windows = image_windows(tokenizer, self._sight(vision), pairs, sizes, where=where)
+        sizes, sight = WindowSizes(options.samples, options.seqlen, bos), self._sight(vision)
+        if pairs[0].bare:
+            describer, folder = Describer(tokenizer, sight, sizes, options.seed), self.store.directory / "described"
+            pairs = describer.describe([pair.images[0] for pair in pairs], folder, self.progress)
+            self.progress.note(
+                f"the pictures have no captions; of the first, the model says: {pairs[0].captions[0][:80]!r}"
+            )
+        windows = image_windows(tokenizer, sight, pairs, sizes, where=where)
         if len(windows.images) < options.samples:
             self.progress.note(
                 f"the images and captions fill only {len(windows.images)} windows of {options.seqlen} tokens; "

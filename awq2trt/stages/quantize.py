@@ -220,10 +220,11 @@ def _planned(source: ModelSource, request: QuantizeRequest, ranks: Ranks, progre
     from awq2trt.text.windows import SELF
 
     options, method = request.options, method_of(request.options)
-    writes = method.uses_text and options.calib == SELF
+    calib = Path(options.calib).expanduser()
+    sees = method.uses_text and is_image_text(calib)
+    writes = method.uses_text and (options.calib == SELF or (sees and read_pairs(calib)[0].bare))
     limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
     head = options.head_scheme is not None
-    sees = method.uses_text and is_image_text(Path(options.calib).expanduser())
     on_gpu = request.device != DEFAULT_DEVICE
     job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees, ranks.count, on_gpu)
     plan = plan_memory(job, held_bytes(), limit)

@@ -69,11 +69,26 @@ def self_written(
     with progress.task("model writes its calibration text", total=length - 1) as advance:
         while tokens.shape[1] < length:
             logits = _next_logits(runner, ends, blocks, caches, tokens[:, caches[0].length :])
-            kept = logits.cpu().topk(1 if tokens.shape[1] <= _GREEDY_START else _TOP_K, dim=-1)
-            drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
-            tokens = torch.cat((tokens, kept.indices.gather(1, drawn)), dim=1)
+            among = 1 if tokens.shape[1] <= _GREEDY_START else _TOP_K
+            tokens = torch.cat((tokens, drawn_tokens(logits, generator, among)), dim=1)
             advance(1)
     return tokens.view(-1, length * (texts // samples))[:, :seqlen]
+
+
+def drawn_tokens(logits: Tensor, generator: torch.Generator, among: int = _TOP_K) -> Tensor:
+    """Draws a token for every text.
+
+    Args:
+        logits: [texts, vocab].
+        generator: Draws, on the CPU.
+        among: From how many of the likeliest.
+
+    Returns:
+        int64 [texts, 1], on the CPU.
+    """
+    kept = logits.cpu().topk(min(among, logits.shape[-1]), dim=-1)
+    drawn = torch.multinomial(kept.values.softmax(dim=-1), 1, generator=generator)
+    return kept.indices.gather(1, drawn)
 
 
 def _texts(samples: int, seqlen: int, ordinary: int) -> tuple[int, int]:

@@ -147,6 +147,13 @@ def test_what_a_task_cannot_be_made_of_is_refused(model: Path, pictures: Path) -
 def test_a_model_too_large_for_the_memory_is_refused(
     model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("awq2trt.evaluation.image_tasks.available_bytes", lambda: 1000)
+    monkeypatch.setattr("awq2trt.quantization.image_texts.available_bytes", lambda: 1000)
     with pytest.raises(UsageError, match="the whole model must be in memory in fp32, with its caches"):
         _measured(model, _captioned(pictures), "caption")
+
+
+def test_pictures_without_captions_cannot_be_scored(model: Path, pictures: Path, tmp_path: Path) -> None:
+    for image in pictures.glob("*.png"):
+        (tmp_path / image.name).write_bytes(image.read_bytes())
+    with pytest.raises(UsageError, match="expected a caption, got a picture alone"):
+        _measured(model, tmp_path, None)

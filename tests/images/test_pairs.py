@@ -157,6 +157,17 @@ def test_a_picture_without_a_caption_and_a_caption_that_is_no_text(folder: Path)
         read_pairs(folder)
 
 
+def test_pictures_without_any_captions_are_to_be_described(folder: Path) -> None:
+    for caption in folder.glob("*.txt"):
+        caption.unlink()
+    first, *_ = pairs = read_pairs(folder)
+    assert all(pair.bare for pair in pairs)
+    assert first.messages == (("user", "<image>\nDescribe the image."),)
+    said = first.described("A dog.")
+    assert (said.bare, said.captions, said.messages[1]) == (False, ("A dog.",), ("assistant", "A dog."))
+    assert said.text == "USER: <image>\nDescribe the image.\nASSISTANT: A dog."
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks_say_the_encoding(encoding: str, folder: Path) -> None:
     (folder / "a.txt").write_text("\u00dcber uns", encoding=encoding)

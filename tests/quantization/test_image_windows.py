@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from noted_progress import NotedProgress
 from pictures import picture
 from PIL import Image
 from tiny_gemma3 import PIECES as GEMMA3_PIECES
@@ -53,14 +54,6 @@ from awq2trt.stages.quantize import QuantizeRequest, quantize_stage
 PIECES = 16
 
 
-class _Told(SilentProgress):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llava(tmp_path_factory.mktemp("models") / "tiny-llava")
@@ -75,8 +68,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _quantize(model: Path, output: Path, *, resume: bool = False, **options: Any) -> _Told:
-    told = _Told()
+def _quantize(model: Path, output: Path, *, resume: bool = False, **options: Any) -> NotedProgress:
+    told = NotedProgress()
     given = QuantizeOptions.model_validate({"group_size": 32, "samples": 4, "seqlen": 80, "seed": 1, **options})
     quantize_stage(QuantizeRequest(str(model), output, given, resume=resume), told)
     return told

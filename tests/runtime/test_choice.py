@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from native_sessions import require_runtime_library
+from noted_progress import NotedProgress
 from pictures import picture
 from PIL import Image
 from tiny_flamingo import export_flamingo
@@ -26,16 +27,6 @@ from awq2trt.runtime.ort.loading import DeviceOptions
 from awq2trt.stages.kit import model_spec
 from awq2trt.stages.lowered import LowerRequest, lower_stage
 from awq2trt.target import find_target
-
-
-class Notes(SilentProgress):
-    """Records the notes that it receives."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +65,7 @@ def test_what_the_library_does_not_know_the_package_runs(built: Path, tmp_path: 
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     tokenizer["pre_tokenizer"] = {"type": "UnicodeScripts"}
     replace_file(directory, "tokenizer.json", json.dumps(tokenizer).encode())
-    progress = Notes()
+    progress = NotedProgress()
     assert isinstance(load_model(directory, DeviceOptions(), progress=progress), Model)
     assert progress.notes[0].startswith("the C++ library cannot run this model: ")
     assert "UnicodeScripts" in progress.notes[0]
@@ -108,7 +99,7 @@ def test_the_library_shows_images_to_decoders_of_tables(export: Callable[[Path],
 def test_images_that_the_library_cannot_show_the_package_shows(tmp_path: Path) -> None:
     directory = _lowered(export_gemma3, tmp_path)
     edit_manifest(directory, lambda value: value["contents"]["model"]["vision"].update(family="another"))
-    progress = Notes()
+    progress = NotedProgress()
     model = load_model(directory, DeviceOptions(), progress=progress)
     assert isinstance(model, Model)
     why = "cannot show images to models of the family 'another', only to those of 'gemma3-vision'"
