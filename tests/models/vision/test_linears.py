@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_linears_that_share_an_input_are_together(tiny: Tiny) -> None:
     inputs = [tiny.theirs.inputs[names[0]] for names in linears_by_input(tiny.vision)]
     for names, x in zip(linears_by_input(tiny.vision), inputs, strict=True):
         assert all(torch.equal(tiny.theirs.inputs[name], x) for name in names)
-    for before, after in zip(inputs, inputs[1:], strict=False):
+    for before, after in itertools.pairwise(inputs):
         assert before.shape != after.shape or not torch.equal(before, after)
 
 
