@@ -242,10 +242,11 @@ def quantize_alone(
         weights: fp32 [N, K], by the linear's full name.
         biases: fp32 [N], by the same names; None where a linear has none.
         statistics: Of their input; None for a method that uses no text.
-        method: How to quantize; of its steps, grids are searched and codes chosen.
+        method: How to quantize; of its steps, grids are searched and codes chosen. What was seen of the input may be
+            little (`InputMoments`).
     """
     seen = None if statistics is None else LinearInput.unscaled(statistics)
-    moments_of, clipped = InputMoments(method), method.search is not None
+    moments_of, clipped = InputMoments(method, alone=True), method.search is not None
     for name, weight in weights.items():
         rows = {name: _Rows(name, weight, seen, None, None, clipped)}
         for _, found in _quantized_by_ranks(rows, moments_of, method):
@@ -399,7 +400,7 @@ def _quantized_piece(rows: _Rows, moments_of: InputMoments, method: BlockMethod)
         grid = None
         if rows.clipped and rows.seen and method.search:
             with span("search grids", linear=rows.where):
-                grid = search_grids(weight, moments_of.gram, method.scheme, method.search.grids)
+                grid = search_grids(weight, moments_of.gram_of_grids, method.scheme, method.search.grids)
         with span("round", linear=rows.where):
             rounded = _round(rows, grid, moments_of, method)
     if rows.seen is None:

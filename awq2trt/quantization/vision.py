@@ -2,7 +2,8 @@
 
 In: the model, how a block's linears are quantized, and the pictures of the calibration windows. Out: codes of each
 linear, and a report. Statistics are those of the original tower, through which every picture goes. Grids and
-codes are searched as for a linear of a block, but nothing is scaled and folded into the layers before.
+codes are searched as for a linear of a block, but nothing is scaled and folded into the layers before, and few pictures
+may have shown little of an input (`linear_input.UNSEEN`).
 
 A linear whose rows no kernel of codes takes stays as it is (`opset.FEATURES_MULTIPLE`).
 """
@@ -26,6 +27,7 @@ from awq2trt.models.vision.tower import load_vision
 from awq2trt.opset import FEATURES_MULTIPLE
 from awq2trt.progress import Progress
 from awq2trt.quantization.block import LoneLinear, quantize_alone
+from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.image_windows import Sight
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.statistics import InputStatistics
@@ -36,6 +38,9 @@ _FP32_BYTES: Final = 4
 MOMENTS_BYTES: Final = 1 << 30
 """Second moments that are in memory at once, unless those of one input are larger. All of CLIP-L's are 1.8 GB, so its
 pictures are looked at twice."""
+
+_UNLEARNT: Final = EFFORTS["best"]
+"""What stands for a search after which a block learns, and which is light therefore: these linears do not learn."""
 
 _TITLE: Final = "quantizing what it sees with"
 
@@ -119,7 +124,7 @@ def quantize_vision(
         UsageError: A picture cannot be read.
     """
     linears, weights = VisionLinears.of(sight.vision), load_vision(sight.source)
-    method = replace(method, ranks=ALONE)
+    method = replace(method, ranks=ALONE, search=_UNLEARNT if method.learn else method.search)
     if linears.kept:
         name, width = next(iter(linears.kept.items()))
         progress.note(

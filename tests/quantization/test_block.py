@@ -21,10 +21,10 @@ from awq2trt.models.block_weights import load_block
 from awq2trt.models.decoder import BlockRunner, Ends
 from awq2trt.models.families import LINEAR, DecoderSpec, ScaleGroup
 from awq2trt.models.sources.safetensors import SafetensorsSource
-from awq2trt.quantization.block import QuantizedBlock, collect_statistics, quantize_block
+from awq2trt.quantization.block import QuantizedBlock, collect_statistics, quantize_alone, quantize_block
 from awq2trt.quantization.effort import ANY_WIDTH, EFFORTS
 from awq2trt.quantization.fold import fold_scales_, smooth_scales
-from awq2trt.quantization.method import BlockMethod
+from awq2trt.quantization.method import BlockMethod, method_of
 from awq2trt.quantization.products import output_error
 from awq2trt.quantization.rounding import fake_quantize
 from awq2trt.quantization.search import (
@@ -37,6 +37,7 @@ from awq2trt.quantization.search import (
     weight_magnitude,
 )
 from awq2trt.quantization.statistics import InputStatistics, require_finite
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import WHOLE_ROW, QuantScheme
 
 
@@ -321,3 +322,56 @@ def test_rows_stand_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     fewest = search_scales([weight], statistics.gram(), scales_of, scheme, ScaleOptions(weights=1))
     every_twelfth = search_scales([weight[::12]], statistics.gram(), scales_of, scheme, ScaleOptions(weights=None))
     assert (fewest.alpha, fewest.loss) == (every_twelfth.alpha, every_twelfth.loss)
+
+
+def _statistics(x: torch.Tensor) -> InputStatistics:
+    found = InputStatistics.empty(x.shape[1])
+    found.add_(x)
+    return found
+
+
+SEARCHES = [{}, {"effort": "fast"}, {"effort": "best"}, {"method": "gptq"}, {"method": "awq+gptq"}]
+
+
+@pytest.mark.parametrize("changes", SEARCHES)
+def test_linears_alone_err_less_on_what_they_read(changes: dict[str, Any]) -> None:
+    x, method = _normal(400, 96, seed=1) + 2 * _normal(96, seed=2), method_of(QuantizeOptions(group_size=32, **changes))
+    weights = {"a": _normal(40, 96, seed=3), "b": _normal(24, 96, seed=4)}
+    biases = {"a": _normal(40, seed=5), "b": None}
+    found = {each.name: each for each in quantize_alone(weights, biases, _statistics(x), method)}
+    assert list(found) == ["a", "b"]
+    for name, each in found.items():
+        rounded = torch.as_tensor(each.linear.dequantize())
+        errors = [
+            float(torch.linalg.norm(x @ (value - weights[name]).T) / torch.linalg.norm(x @ weights[name].T))
+            for value in (rounded, fake_quantize(weights[name], method.scheme))
+        ]
+        assert errors[0] < 0.9 * errors[1]
+        assert (each.report.error, each.report.error_rounded) == pytest.approx(errors, rel=0.02)
+        assert each.report.alpha is None
+        assert each.magnitude is not None
+        torch.testing.assert_close(each.magnitude, x.abs().mean(dim=0))
+    assert found["b"].linear.bias is None
+    np.testing.assert_array_equal(found["a"].linear.bias, biases["a"].half().numpy())
+
+
+def test_linears_alone_are_rounded_without_statistics() -> None:
+    weight, method = _normal(24, 96), method_of(QuantizeOptions(group_size=32, method="rtn"))
+    (found,) = quantize_alone({"a": weight}, {"a": None}, None, method)
+    assert found.magnitude is None
+    assert found.report.error is None
+    np.testing.assert_array_equal(found.linear.dequantize(), fake_quantize(weight, method.scheme).numpy())
+
+
+@pytest.mark.parametrize("changes", SEARCHES)
+def test_channels_that_were_still_in_few_rows_are_not_given_errors(changes: dict[str, Any]) -> None:
+    """A picture shows few rows, on which some channels hardly move; on others they do as the rest."""
+    method = method_of(QuantizeOptions(group_size=32, **changes))
+    weight, few, many = _normal(40, 96, seed=3), _normal(16, 96, seed=1), _normal(400, 96, seed=2)
+    few[:, ::3] *= 1e-3
+    (found,) = quantize_alone({"a": weight}, {"a": None}, _statistics(few), method)
+    errors = [
+        float(torch.linalg.norm(many @ (value - weight).T))
+        for value in (torch.as_tensor(found.linear.dequantize()), fake_quantize(weight, method.scheme))
+    ]
+    assert errors[0] < (1.15 if method.search else 1.6) * errors[1]  # GPTQ's own damping is less
