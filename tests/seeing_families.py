@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from noted_progress import NotedProgress
 
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.models.decoder import Ends, run_model
@@ -58,3 +59,24 @@ def quantized_on_a_text(model: Path, folder: Path) -> QuantizedCheckpoint:
     for name, value in kept.items():
         np.testing.assert_allclose(stored[name].astype(np.float32), value.astype(np.float32), atol=2e-3)
     return checkpoint
+
+
+CALIBRATION: dict[str, int] = {"samples": 2, "seqlen": 160}
+"""Windows in which every tiny model has some pictures of 24 to 32 pixels."""
+
+
+def options_of_sight(calib: Path | None, **changes: Any) -> QuantizeOptions:
+    """Options that quantize what a model sees with, too: on pictures, or without any by rounding."""
+    chosen = {"calib": str(calib)} if calib else {"method": "rtn"}
+    return QuantizeOptions.model_validate(
+        {"group_size": 32, **CALIBRATION, "quantize_vision": True, **chosen, **changes}
+    )
+
+
+def quantize_sight(
+    model: Path, out: Path, calib: Path | None = None, *, resume: bool = False, **changes: Any
+) -> list[str]:
+    """Quantizes a model with what it sees with, by `options_of_sight`; returns what was noted."""
+    told = NotedProgress()
+    quantize_stage(QuantizeRequest(str(model), out, options_of_sight(calib, **changes), resume=resume), told)
+    return told.notes

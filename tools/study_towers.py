@@ -2,8 +2,8 @@
 
     python tools/study_towers.py MODEL --known build/known --tested build/tested [--counts 1,4,16,48] [--bits 4]
 
-In: a model that sees, and two folders of pictures. Out: for each count and each search, || y' - y || / || y || over what
-the model sees, y, in the tested pictures, of which the search knows none; and the seconds that it took.
+In: a model that sees, and two folders of pictures. Out: for each count and each search, || y' - y || / || y || over
+what the model sees, y, in the tested pictures, of which the search knows none; and the seconds that it took.
 """
 
 from __future__ import annotations

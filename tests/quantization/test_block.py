@@ -337,7 +337,8 @@ SEARCHES = [{}, {"effort": "fast"}, {"effort": "best"}, {"method": "gptq"}, {"me
 def test_linears_alone_err_less_on_what_they_read(changes: dict[str, Any]) -> None:
     x, method = _normal(400, 96, seed=1) + 2 * _normal(96, seed=2), method_of(QuantizeOptions(group_size=32, **changes))
     weights = {"a": _normal(40, 96, seed=3), "b": _normal(24, 96, seed=4)}
-    biases = {"a": _normal(40, seed=5), "b": None}
+    bias = _normal(40, seed=5)
+    biases: dict[str, torch.Tensor | None] = {"a": bias, "b": None}
     found = {each.name: each for each in quantize_alone(weights, biases, _statistics(x), method)}
     assert list(found) == ["a", "b"]
     for name, each in found.items():
@@ -352,7 +353,7 @@ def test_linears_alone_err_less_on_what_they_read(changes: dict[str, Any]) -> No
         assert each.magnitude is not None
         torch.testing.assert_close(each.magnitude, x.abs().mean(dim=0))
     assert found["b"].linear.bias is None
-    np.testing.assert_array_equal(found["a"].linear.bias, biases["a"].half().numpy())
+    np.testing.assert_array_equal(found["a"].linear.bias, bias.half().numpy())
 
 
 def test_linears_alone_are_rounded_without_statistics() -> None:

@@ -75,6 +75,22 @@ def test_a_run_continues_where_the_last_stream_was_stored(tmp_path: Path) -> Non
     assert not [*tmp_path.glob("original-*")]
 
 
+def test_what_a_model_sees_with_counts_once_its_tensors_are_there(tmp_path: Path) -> None:
+    store, tensors = Store(tmp_path, LAYERS), {"tower.q.codes": np.ones((2, 4), np.uint8)}
+    _fill(tmp_path, LAYERS)
+    assert store.vision_reports() == {}
+    found = StoredBlock(tensors, {"tower.q": LinearReport(error=0.25)}, {"tower.q.magnitude": np.ones(4, np.float32)})
+    store.keep_vision(found)
+    read = Store(tmp_path, LAYERS)
+    assert read.vision_reports() == {"tower.q": LinearReport(error=0.25)}
+    assert read.search()["tower.q.magnitude"].tolist() == [1] * 4
+    assert set(read.reports()) == {f"layers.{layer}.q" for layer in range(LAYERS)}
+    assert read.vision_file not in read.final_files()
+    read.vision_file.unlink()
+    assert read.vision_reports() == {}
+    assert "tower.q.magnitude" not in read.search()
+
+
 def test_tokens_come_back(tmp_path: Path) -> None:
     store, tokens = Store(tmp_path, LAYERS), torch.arange(6).view(2, 3)
     assert store.tokens() is None
