@@ -21,7 +21,7 @@ from torch import Tensor
 
 from awq2trt.artifact.arrays import write_arrays
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
-from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout, pack_linear
+from awq2trt.checkpoint.layouts import Layout, choose_layout, pack_linear
 from awq2trt.checkpoint.search_files import REPORT_FILE, SEARCH_FILE
 from awq2trt.checkpoint.writer import (
     Unread,
@@ -57,7 +57,7 @@ from awq2trt.quantization.packer import Packer
 from awq2trt.quantization.rounding import with_steps_of
 from awq2trt.quantization.store import Store
 from awq2trt.quantization.tuning import FinishedBlock, Predicted, TuneOptions, tune_steps
-from awq2trt.quantization.vision import VisionLinears, layout_lines, quantize_vision
+from awq2trt.quantization.vision import layout_lines, quantize_vision, schemes_of
 from awq2trt.recipe import QuantizeOptions
 from awq2trt.scheme import FLOAT16, QuantScheme
 from awq2trt.text.tokenizer import bos_of, load_tokenizer
@@ -179,7 +179,7 @@ class QuantizeJob:
             UsageError: The checkpoint to begin at belongs to another model, or the method cannot begin at one.
         """
         store = Store(scratch, source.spec.num_layers)
-        schemes, (method, beginning) = _schemes(source, options), _asked(source, options, ranks)
+        schemes, (method, beginning) = schemes_of(source, options), _asked(source, options, ranks)
         layout = choose_layout(source.spec, schemes)
         for line in layout_lines(source.spec, schemes, layout) if schemes.seen_with else ():
             progress.note(line)
@@ -419,7 +419,7 @@ class QuantizeJob:
         search = self.store.search()
         if search:
             write_arrays(self.files / SEARCH_FILE, search)
-        schemes = _schemes(source, self.options)
+        schemes = schemes_of(source, self.options)
         config = quantized_config(source.config, source.model_spec, schemes, self.layout, dtype, seen_with)
         write_config(self.files, config)
         return dtype
@@ -474,7 +474,7 @@ def assist(source: ModelSource, options: QuantizeOptions, ranks: Ranks, *, spill
     """
     torch.set_num_threads(ranks.told(0))
     method, beginning = _asked(source, options, ranks)
-    outcome = Outcome(Packer(source.spec, choose_layout(source.spec, _schemes(source, options))).block, _keep_nothing)
+    outcome = Outcome(Packer(source.spec, choose_layout(source.spec, schemes_of(source, options))).block, _keep_nothing)
     with torch.no_grad():
         Chain(source, method, options.seed, beginning, spill).run(0, None, outcome, SilentProgress(), "")
     ranks.leave()
@@ -493,10 +493,3 @@ def _asked(
         require_refining(method, options)
         beginning = open_beginning(Path(options.init_from).expanduser(), source, options.scheme)
     return method, beginning
-
-
-def _schemes(source: ModelSource, options: QuantizeOptions) -> ModelSchemes:
-    seen_with: tuple[tuple[int, int], ...] = ()
-    if options.quantize_vision and source.vision is not None:
-        seen_with = tuple(VisionLinears.of(source.vision).shapes.values())
-    return ModelSchemes(options.scheme, options.head_scheme, seen_with)

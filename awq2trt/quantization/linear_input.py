@@ -23,10 +23,10 @@ COMPENSATED: Final = GptqOptions(damping=0, precision=torch.float32)
 
 UNSEEN: Final = 0.3
 """How much of the mean E[x_k^2] a search adds to each for an input without scales, with as many rows as channels; with
-more rows it is less, down to `DAMPING`. A few pictures leave directions that were never seen, and channels that happened
-to be still, where codes that compensate move weights as far as they like. `tools/study_towers.py` on the model of
-`tools/train_small_vlm.py`, INT4 in groups of 64: what is seen in 32 other pictures errs by 2.9, 2.3, 1.6 and 1.1 % after
-a search on 1, 4, 16 and 48 pictures of 64 patches, and by 4.7 % if weights are rounded to nearest. With
+more rows it is less, down to `DAMPING`. A few pictures leave directions that were never seen, and channels that
+happened to be still, where codes that compensate move weights as far as they like. `tools/study_towers.py` on the model
+of `tools/train_small_vlm.py`, INT4 in groups of 64: what is seen in 32 other pictures errs by 2.9, 2.3, 1.6 and 1.1 %
+after a search on 1, 4, 16 and 48 pictures of 64 patches, and by 4.7 % if weights are rounded to nearest. With
 `SearchOptions.damping` instead, and grids searched on the same moments, it was 62, 4.7, 2.3 and 1.4 %. GPTQ has a
 damping of its own, with which it errs by 2.8, 2.1, 1.5 and 1.1 %."""
 

@@ -15,10 +15,11 @@ from typing import Final
 
 from awq2trt.checkpoint.writer import SHARD_BYTES
 from awq2trt.errors import UsageError
-from awq2trt.models.families import DecoderSpec, ScaleGroup
+from awq2trt.models.families import DecoderSpec, ScaleGroup, SeeingSpec
 from awq2trt.quantization.dealing import PIECE_WEIGHTS
 from awq2trt.quantization.head import JUDGED_TOKENS, PIECE_ROWS
 from awq2trt.quantization.method import BlockMethod
+from awq2trt.quantization.vision import VisionLinears
 
 _FP32: Final = 4
 _FP64: Final = 8
@@ -60,6 +61,7 @@ class Job:
         sees: Whether the windows have images, of which deepstack adds features behind the first blocks.
         ranks: Number of ranks that do the work.
         on_gpu: Whether it is a GPU's memory that is planned, in which no packed blocks are.
+        vision: What the model sees with, if it is quantized.
     """
 
     spec: DecoderSpec
@@ -71,6 +73,7 @@ class Job:
     sees: bool = False
     ranks: int = 1
     on_gpu: bool = False
+    vision: SeeingSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
     if job.head:
         parts["head"] = _head(job) + streams
+    if job.vision is not None:
+        parts["vision"] = _vision(job, job.vision) + streams
     parts["write"] = _write(spec)
     return {name: round(_SLACK * value) for name, value in parts.items()}
 
@@ -221,6 +226,22 @@ def _head(job: Job) -> int:
     spec, tokens = job.spec, min(JUDGED_TOKENS, job.samples * job.seqlen) if job.method.uses_text else 0
     weights, piece = spec.vocab_size * spec.hidden_size, min(PIECE_ROWS, spec.vocab_size) * spec.hidden_size
     return (2 + 3) * weights + _FP32 * (_SEARCH_COPIES * piece + 4 * tokens * spec.vocab_size)
+
+
+def _vision(job: Job, vision: SeeingSpec) -> int:
+    """What a model sees with in fp32, its codes, moments of its inputs, and what is made of the widest to round rows.
+
+    Three matrices of the widest input are E[x x^T], what grids see of it, and what the report reads.
+    """
+    linears, method = VisionLinears.of(vision), job.method
+    weights = _FP32 * sum(map(math.prod, vision.shapes().values()))
+    coded, largest = (count(map(math.prod, linears.shapes.values())) for count in (sum, max))
+    piece = _DESCENT_COPIES * _FP32 * min(PIECE_WEIGHTS, largest)
+    rounded = weights + coded + piece + 2 * _FP32 * largest
+    if not method.uses_text:
+        return rounded
+    widths = [width for _, width in linears.shapes.values()]
+    return rounded + linears.moments_bytes + 3 * _FP32 * max(widths) ** 2 + _gptq_matrices(method, widths)
 
 
 def _write(spec: DecoderSpec) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from awq2trt.checkpoint.layouts import Layout, ModelSchemes, choose_layout
 from awq2trt.machine.ranks import ALONE
 from awq2trt.models.families import DecoderSpec
+from awq2trt.models.sources.base import ModelSource
 from awq2trt.models.vision.description import SeeingSpec
 from awq2trt.models.vision.linears import VisionWeights, WatchedWeights
 from awq2trt.models.vision.seeing import linears_by_input, pieces_seen
@@ -31,6 +32,7 @@ from awq2trt.quantization.effort import EFFORTS
 from awq2trt.quantization.image_windows import Sight
 from awq2trt.quantization.method import BlockMethod
 from awq2trt.quantization.statistics import InputStatistics
+from awq2trt.recipe import QuantizeOptions
 from awq2trt.tracing import span
 
 _FP32_BYTES: Final = 4
@@ -88,6 +90,14 @@ class VisionLinears:
 
     def _moments(self, group: Sequence[str]) -> int:
         return _FP32_BYTES * self.shapes[group[0]][1] ** 2
+
+
+def schemes_of(source: ModelSource, options: QuantizeOptions) -> ModelSchemes:
+    """How the weights of a model are to be quantized: those of its blocks, its head, and what it sees with."""
+    seen_with: tuple[tuple[int, int], ...] = ()
+    if options.quantize_vision and source.vision is not None:
+        seen_with = tuple(VisionLinears.of(source.vision).shapes.values())
+    return ModelSchemes(options.scheme, options.head_scheme, seen_with)
 
 
 def layout_lines(spec: DecoderSpec, schemes: ModelSchemes, layout: Layout) -> Iterator[str]:

@@ -87,7 +87,7 @@ class Inspection:
         scheme: The scheme, as `QuantScheme.describe` names it.
         linears: The linears in the order in which they run.
         sizes: Bytes by purpose.
-        bits_per_weight: Bits per weight of the quantized linears, including scales and zero points.
+        bits_per_weight: Bits per weight of the blocks' quantized linears, including scales and zero points.
     """
 
     model: str
@@ -214,10 +214,15 @@ def _sizes(bytes_of: Mapping[str, int], checkpoint: QuantizedCheckpoint) -> dict
     }
     kinds = {kind: purpose for purpose, names in purposes.items() for kind in names}
     linears = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block.linears}
+    vision = {} if checkpoint.vision is None else checkpoint.vision.shapes()
     sizes: dict[str, int] = {}
     for name, size in bytes_of.items():
         owner, _, kind = name.rpartition(".")
-        if owner in linears:
+        if owner in checkpoint.vision_linears:
+            purpose = "codes of what it sees with"  # with their scales, zero points and biases
+        elif name in vision:
+            purpose = "what it sees with"
+        elif owner in linears:
             purpose = kinds.get(kind, "biases")
         elif owner == spec.embedding:
             purpose = "embedding and head" if spec.tie_embeddings else "embedding"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -226,7 +227,8 @@ def _planned(source: ModelSource, request: QuantizeRequest, ranks: Ranks, progre
     limit = None if request.max_memory is None else parse_size(request.max_memory, "--max-memory")
     head = options.head_scheme is not None
     on_gpu = request.device != DEFAULT_DEVICE
-    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees, ranks.count, on_gpu)
+    vision = source.vision if options.quantize_vision else None
+    job = Job(source.spec, method, options.samples, options.seqlen, writes, head, sees, ranks.count, on_gpu, vision)
     plan = plan_memory(job, held_bytes(), limit)
     if limit is not None:
         bound_memory(limit)
@@ -278,7 +280,8 @@ def _beginning_files(options: QuantizeOptions) -> dict[str, FileRecord]:
 
 def checkpoint_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     """Least bytes of disk that the checkpoint takes."""
-    return _blocks_bytes(source, options) + _outer_bytes(source, options)
+    plain, coded = _vision_bytes(source, options)
+    return _blocks_bytes(source, options) + _outer_bytes(source, options) + plain + coded
 
 
 def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
@@ -294,7 +297,9 @@ def quantize_bytes(source: ModelSource, options: QuantizeOptions) -> int:
         hidden = _FP32_BYTES * options.samples * options.seqlen * spec.hidden_size
     method = method_of(options)
     streams, copies = 4 if method.needs_original else 2, 3 if method.tune else 2
-    return copies * _blocks_bytes(source, options) + _outer_bytes(source, options) + streams * hidden
+    plain, coded = _vision_bytes(source, options)
+    seen_with = plain + 2 * coded  # codes are stored before they are merged
+    return copies * _blocks_bytes(source, options) + _outer_bytes(source, options) + seen_with + streams * hidden
 
 
 def _blocks_bytes(source: ModelSource, options: QuantizeOptions) -> int:
@@ -307,6 +312,20 @@ def _outer_bytes(source: ModelSource, options: QuantizeOptions) -> int:
     plain = _FP16_BYTES * spec.vocab_size * spec.hidden_size
     outer = plain if head is None else 2 * _coded_bytes((spec.vocab_size, spec.hidden_size), head)
     return outer if spec.tie_embeddings else outer + plain
+
+
+def _vision_bytes(source: ModelSource, options: QuantizeOptions) -> tuple[int, int]:
+    """Bytes of what a model sees with: of what is stored as it is, and of the linears that are stored as codes."""
+    if source.vision is None:
+        return 0, 0
+    sizes = {name: math.prod(shape) for name, shape in source.vision.shapes().items()}
+    if not options.quantize_vision:
+        return _FP16_BYTES * sum(sizes.values()), 0
+    from awq2trt.quantization.vision import VisionLinears
+
+    shapes = VisionLinears.of(source.vision).shapes
+    coded = sum(_coded_bytes(shape, options.scheme) for shape in shapes.values())
+    return _FP16_BYTES * sum(size for name, size in sizes.items() if name.removesuffix(".weight") not in shapes), coded
 
 
 def _coded_bytes(shape: tuple[int, int], scheme: QuantScheme) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_llava import save_llava
 from tiny_models import save_llama
 
 from awq2trt.errors import UsageError
 from awq2trt.models.families import describe_model
 from awq2trt.models.published_shapes import shape_config
+from awq2trt.models.sources.opening import open_source
 from awq2trt.quantization.memory_plan import Job, plan_memory
 from awq2trt.quantization.method import method_of
 from awq2trt.recipe import QuantizeOptions
@@ -136,3 +139,15 @@ def test_a_run_stays_below_its_limit_and_gives_the_same_bytes(tmp_path: Path) ->
     assert (tmp_path / "limited" / "model.safetensors").read_bytes() == (
         tmp_path / "free" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(("method", "moments"), [("awq", 2), ("rtn", 0)])
+def test_what_it_sees_with_is_counted_where_it_is_quantized(method: str, moments: int, tmp_path: Path) -> None:
+    vision = open_source(str(save_llava(tmp_path, tower={"intermediate_size": 1024}))).vision
+    job = _job("llama-3-8b", method=method)
+    plan, without = plan_memory(replace(job, vision=vision), BASE), plan_memory(job, BASE)
+    assert vision is not None
+    assert "vision" not in without.parts
+    weights = 4 * sum(math.prod(shape) for shape in vision.shapes().values())
+    assert plan.parts["vision"] > weights + moments * 4 * 1024**2
+    assert {name: size for name, size in plan.parts.items() if name != "vision"} == without.parts

@@ -24,8 +24,15 @@ from awq2trt.quantization.job import QuantizeJob
 from awq2trt.quantization.store import Store, StoredBlock
 from awq2trt.quantization.vision import quantize_vision
 from awq2trt.recipe import QuantizeOptions
+from awq2trt.report.inspection import inspect_checkpoint
 from awq2trt.stages.opening import source_record
-from awq2trt.stages.quantize import QuantizeRequest, quantize_fingerprint, quantize_on_ranks_stage
+from awq2trt.stages.quantize import (
+    QuantizeRequest,
+    checkpoint_bytes,
+    quantize_bytes,
+    quantize_fingerprint,
+    quantize_on_ranks_stage,
+)
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +173,19 @@ def test_pictures_without_captions_will_do(model: Path, pictures: Path, tmp_path
     notes = quantize_sight(model, tmp_path / "out", tmp_path / "bare")
     assert any(note.startswith("the pictures have no captions") for note in notes)
     assert QuantizedCheckpoint.open(tmp_path / "out").vision_linears
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_sizes_are_known_before_and_named_after(flag: bool, model: Path, tmp_path: Path) -> None:
+    options = options_of_sight(None, quantize_vision=flag)
+    quantize_sight(model, tmp_path / "out", quantize_vision=flag)
+    source, artifact = open_source(str(model)), Artifact.open(tmp_path / "out")
+    inspection = inspect_checkpoint(artifact)
+    assert checkpoint_bytes(source, options) == pytest.approx(inspection.size_bytes, rel=0.05)
+    assert quantize_bytes(source, options) > checkpoint_bytes(source, options)
+    assert ("codes of what it sees with" in inspection.sizes) == flag
+    kept = 2 * sum(value.size for value in source.vision_tensors().values())
+    assert (inspection.sizes["what it sees with"] == kept) == (not flag)
+    norms = 2 * 48 * (2 * source.spec.num_layers + 1)
+    assert inspection.sizes["norms"] in (norms, 2 * norms)  # in 16 bits, or as they were
+    assert sum(inspection.sizes.values()) == inspection.size_bytes
