@@ -90,7 +90,7 @@ class RandomModel:
         return ()
 
     def vision_tensors(self, without: Collection[str] = ()) -> dict[str, NDArray[np.generic]]:
-        """Makes what it sees with, like `tensor`, but for some linears; nothing for a model of text."""
+        """Makes what it sees with, like `tensor`, except for some linears; nothing for a model of text."""
         shapes = {} if self.vision is None else self.vision.shapes()
         return {name: _plain(name, shape) for name, shape in shapes.items() if name.rpartition(".")[0] not in without}
 

@@ -241,7 +241,7 @@ def quantize_alone(
     Args:
         weights: fp32 [N, K], by the linear's full name.
         biases: fp32 [N], by the same names; None where a linear has none.
-        statistics: Of their input; None for a method that uses no text.
+        statistics: Those of their input; None for a method that uses no text.
         method: How to quantize; of its steps, grids are searched and codes chosen. What was seen of the input may be
             little (`InputMoments`).
     """
