@@ -203,6 +203,7 @@ def _write_model(model: ir.Model, directory: Path, plan: KitPlan) -> None:
 def _write_beside(model: ir.Model, path: Path, plan: KitPlan) -> None:
     """Rewrites a graph beside the decoder for the JetPack's TensorRT, and writes it; its weights stay what they are."""
     fix_batch_(model)
+    _require_kernels(model)  # linears of what the model sees with may be quantized
     drop_functions_(model)
     if not plan.jetpack.fused:
         lower_to_basic_ops_(model)
