@@ -35,9 +35,10 @@ def save_pictures(folder: Path, shapes: Sequence[tuple[int, int]]) -> None:
         Image.fromarray(np.roll(picture(*shape), 5 * index, axis=1)).save(folder / f"{index}.png")
 
 
-def build_for_cpu(folder: Path, capacity: int) -> None:
-    """Builds `folder/model` for the CPU in `folder/built`."""
-    recipe = Recipe(quantize=QuantizeOptions(group_size=32, method="rtn"), export=ExportOptions(max_seq_len=capacity))
+def build_for_cpu(folder: Path, capacity: int, *, quantize_vision: bool = False) -> None:
+    """Builds `folder/model` for the CPU in `folder/built`; what it sees with is quantized if that is asked for."""
+    quantize = QuantizeOptions(group_size=32, method="rtn", quantize_vision=quantize_vision)
+    recipe = Recipe(quantize=quantize, export=ExportOptions(max_seq_len=capacity))
     recipe = recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": "cpu"})})
     list(build_stage(BuildRequest(str(folder / "model"), folder / "built", recipe), SilentProgress()))
 

@@ -19,13 +19,13 @@ from awq2trt.runtime.ort.loading import DeviceOptions
 SHAPES = [(60, 80), (80, 60), (56, 56), (31, 200), (300, 40)]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model`, as it would be published, and a build for the CPU."""
+@pytest.fixture(scope="module", params=[False, True], ids=["fp16-tower", "int4-tower"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`model`, as it would be published, and a build for the CPU, with what it sees with quantized or not."""
     folder = tmp_path_factory.mktemp("llava")
     publish_llava(folder / "model")
     save_pictures(folder, SHAPES)
-    build_for_cpu(folder, 160)
+    build_for_cpu(folder, 160, quantize_vision=request.param)
     return folder
 
 

@@ -31,13 +31,14 @@ SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 KINDS = {"qwen2.5-vl": QWEN2_5_VL, "qwen3-vl": QWEN3_VL}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, "qwen2.5-vl int4-tower"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """transformers' class, and a folder: `model`, as it would be published, and a build for the CPU."""
-    kind, folder = KINDS[request.param], tmp_path_factory.mktemp(request.param)
+    name, *tower = request.param.split()
+    kind, folder = KINDS[name], tmp_path_factory.mktemp(name)
     publish_qwen_vl(folder / "model", kind)
     save_pictures(folder, SHAPES)
-    build_for_cpu(folder, CAPACITY)
+    build_for_cpu(folder, CAPACITY, quantize_vision=bool(tower))
     return kind.model, folder
 
 

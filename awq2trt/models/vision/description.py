@@ -184,7 +184,7 @@ class SeeingSpec(ABC):
     @property
     @abstractmethod
     def modules(self) -> tuple[str, ...]:
-        """Names of what it sees with, none of whose linears are quantized."""
+        """Names of what it sees with, whose linears are quantized only if that is asked for."""
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -261,7 +261,7 @@ class VisionSpec(StillSpec):
 
     @property
     def modules(self) -> tuple[str, str]:
-        """Names of the tower and the projector, whose linears are not quantized."""
+        """Names of the tower and the projector."""
         return self.tower.prefix.rstrip("."), self.projector.prefix.rstrip(".")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -296,7 +296,7 @@ class AttendedSpec(StillSpec):
 
     @property
     def modules(self) -> tuple[str, str, str]:
-        """Names of the tower, the resampler and the cross-attention, whose linears are not quantized."""
+        """Names of the tower, the resampler and the cross-attention."""
         return self.tower.prefix.rstrip("."), self.resampler.prefix.rstrip("."), self.cross
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

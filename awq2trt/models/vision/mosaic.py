@@ -83,7 +83,7 @@ class MosaicSpec(SeeingSpec):
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Names of the tower and the projector, whose linears are not quantized."""
+        """Names of the tower and the projector."""
         return self.tile.modules
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

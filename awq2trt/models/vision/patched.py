@@ -106,7 +106,7 @@ class PatchVisionSpec(SeeingSpec):
 
     @property
     def modules(self) -> tuple[str]:
-        """Name of the tower, none of whose linears are quantized."""
+        """Name of the tower."""
         return (self.tower.prefix.rstrip("."),)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -97,7 +97,7 @@ class TiledVisionSpec(SeeingSpec):
 
     @property
     def modules(self) -> tuple[str, str]:
-        """Names of the tower and the connector, whose linears are not quantized."""
+        """Names of the tower and the connector."""
         return self.tower.prefix.rstrip("."), self.connector.prefix.rstrip(".")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
