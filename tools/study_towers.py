@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from awq2trt.errors import UsageError
+from awq2trt.images.pairs import read_pairs
 from awq2trt.images.processor import processor_of
 from awq2trt.models.sources.opening import open_source
 from awq2trt.models.vision.seeing import pieces_seen
@@ -39,19 +40,15 @@ SEARCHES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Methods and efforts by what the table calls them."""
 
-_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
-
-def pictures_of(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name.
+def pictures_of(path: Path) -> list[Path]:
+    """The pictures of a folder, or of a .jsonl file, each once: what `--calib` takes.
 
     Raises:
-        UsageError: There are none.
+        UsageError: There is no such path, or a picture is missing.
+        CalibrationError: There are none.
     """
-    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES]
-    if not found:
-        raise UsageError("expected pictures, got none.", where=str(folder), fix="name another folder.")
-    return found
+    return list(dict.fromkeys(image for pair in read_pairs(path) for image in pair.images))
 
 
 def sight_of(model: str) -> Sight:

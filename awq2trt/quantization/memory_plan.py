@@ -167,8 +167,10 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    parts |= {"head": _head(job) + streams} if job.head else {}
-    parts |= {} if job.vision is None else {"vision": _vision(job, job.vision) + streams}
+    if job.head:
+        parts["head"] = _head(job) + streams
+    if job.vision is not None:
+        parts["vision"] = _vision(job, job.vision) + streams
     parts["write"] = _write(spec)
     return {name: round(_SLACK * value) for name, value in parts.items()}
 

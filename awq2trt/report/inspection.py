@@ -215,10 +215,11 @@ def _sizes(bytes_of: Mapping[str, int], checkpoint: QuantizedCheckpoint) -> dict
     kinds = {kind: purpose for purpose, names in purposes.items() for kind in names}
     linears = {spec.prefix(layer) + name for layer in range(spec.num_layers) for name in spec.block.linears}
     vision = {} if checkpoint.vision is None else checkpoint.vision.shapes()
+    coded = set(checkpoint.vision_linears)
     sizes: dict[str, int] = {}
     for name, size in bytes_of.items():
         owner, _, kind = name.rpartition(".")
-        if owner in checkpoint.vision_linears:
+        if owner in coded:
             purpose = "codes of what it sees with"  # with their scales, zero points and biases
         elif name in vision:
             purpose = "what it sees with"

@@ -95,8 +95,8 @@ def _require_sight(source: ModelSource, options: QuantizeOptions) -> None:
         raise UsageError(
             f"expected images to calibrate what the model sees with, got --calib {options.calib}, which has none.",
             where="--quantize-vision",
-            fix="name a folder of images with captions, or a .jsonl file with images, with --calib; or use --method "
-            "rtn, which needs none.",
+            fix="name a folder of images, or a .jsonl file with images, with --calib; or use --method rtn, which needs "
+            "none.",
         )
 
 

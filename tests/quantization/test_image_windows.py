@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from noted_progress import NotedProgress
-from pictures import picture
+from pictures import picture, save_pictures
 from PIL import Image
 from tiny_gemma3 import PIECES as GEMMA3_PIECES
 from tiny_gemma3 import SPECIAL, save_gemma3
@@ -62,9 +62,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
-    for index in range(12):
-        Image.fromarray(np.roll(picture(24, 30), 3 * index, axis=1)).save(folder / f"{index:02}.png")
-        (folder / f"{index:02}.txt").write_text(f"Picture {index}.")
+    save_pictures(folder, 12, captions=True)
     return folder
 
 

@@ -11,7 +11,7 @@ from study_towers import SEARCHES, measured, pictures_of, sight_of
 from tiny_llava import save_llava
 from tiny_models import save_llama
 
-from awq2trt.errors import UsageError
+from awq2trt.errors import CalibrationError, UsageError
 from awq2trt.recipe import QuantizeOptions
 
 
@@ -30,5 +30,5 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="got a model of text"):
         sight_of(str(save_llama(tmp_path / "model")))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="expected pictures, got none"):
+    with pytest.raises(CalibrationError, match="found none"):
         pictures_of(tmp_path / "empty")
