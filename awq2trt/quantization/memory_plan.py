@@ -167,12 +167,15 @@ def _parts(job: Job, on_disk: bool) -> dict[str, int]:
     if method.tune:
         whole = spec.num_layers * codes
         parts["tune"] = whole + 3 * block + 2 * _FP32 * outer + method.tune.windows * activations * 4 + streams
-    if job.head:
-        parts["head"] = _head(job) + streams
-    if job.vision is not None:
-        parts["vision"] = _vision(job, job.vision) + streams
+    parts.update({name: value + streams for name, value in _beside_blocks(job).items()})
     parts["write"] = _write(spec)
     return {name: round(_SLACK * value) for name, value in parts.items()}
+
+
+def _beside_blocks(job: Job) -> dict[str, int]:
+    """What is quantized while the streams of the blocks are still held: the head and the vision tower."""
+    parts = {"head": _head(job)} if job.head else {}
+    return parts if job.vision is None else parts | {"vision": _vision(job, job.vision)}
 
 
 def _streams(job: Job) -> int:
