@@ -1,6 +1,6 @@
 """Times explicit kernel configurations on this machine's GPU, to find the constants in choose_config.cpp.
 
-python tools/tune_kernels.py decode|tile [--tokens 1,4] [--shapes 4096x4096,4096x22016]
+python tools/tune_kernels.py decode|tile|warpgroup [--tokens 1,4] [--shapes 4096x4096,4096x22016]
 
 Prints a line per shape, number of tokens and configuration: microseconds, share of the floor, speed. The library's own
 choice comes first, marked with a star. AWQ2TRT_PLUGIN_PATH names the library. It needs a GPU and PyTorch.
@@ -16,7 +16,7 @@ import torch
 
 from awq2trt.errors import ToolError
 from awq2trt.machine import bench
-from awq2trt.machine.kernels import TILE_NAMES, KernelConfig, Kernels
+from awq2trt.machine.kernels import TILE_NAMES, WARPGROUP_TILE_NAMES, KernelConfig, Kernels
 from awq2trt.machine.plugin_library import find_plugin_library
 
 MIN_SPLIT_K = 512
@@ -25,7 +25,7 @@ MIN_SPLIT_K = 512
 def main() -> None:
     """Parses the arguments and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kernel", choices=("decode", "tile"))
+    parser.add_argument("kernel", choices=("decode", "tile", "warpgroup"))
     parser.add_argument("--tokens", default="1,4,8")
     parser.add_argument("--shapes", default="4096x4096,4096x12288,4096x22016,11008x4096,4096x32000,8192x28672")
     parser.add_argument("--group-size", type=int, default=128)
@@ -67,6 +67,10 @@ def _candidates(kernel: str, shape: bench.LayerShape, tokens: int) -> Iterator[K
                 rows = math.ceil(shape.n / multiprocessors / blocks_per_multiprocessor / 16) * 16
                 for overlap in (False, True):
                     yield KernelConfig(kernel=0, rows_per_block=rows, warps=warps, splits=1, overlap=overlap)
+        return
+    if kernel == "warpgroup":
+        for tile in range(len(WARPGROUP_TILE_NAMES)):
+            yield KernelConfig(kernel=4, warpgroup_tile=tile, splits=1, overlap=True)
         return
     for tile in range(len(TILE_NAMES)):
         for splits in (1, 2, 4):

@@ -14,9 +14,11 @@ from awq2trt.machine.plugin_library import PluginLibrary
 
 BENCH_LIBRARY_NAME: Final = "libawq2trt_bench.so"
 
-KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once", "dequantize-first")
+KERNEL_NAMES: Final = ("decode", "tile", "any-group", "decode-once", "warpgroup")
 
 TILE_NAMES: Final = ("16x64", "16x128", "16x192", "32x128", "64x64", "64x128", "64x192", "128x128")
+
+WARPGROUP_TILE_NAMES: Final = ("128x128", "128x192", "256x64", "256x128")
 
 
 class GemmProblem(ctypes.Structure):
@@ -41,6 +43,7 @@ class KernelConfig(ctypes.Structure):
         ("rows_per_block", ctypes.c_int),
         ("warps", ctypes.c_int),
         ("tile", ctypes.c_int32),
+        ("warpgroup_tile", ctypes.c_int32),
         ("splits", ctypes.c_int),
         ("k_per_split", ctypes.c_int),
         ("overlap", ctypes.c_bool),
@@ -52,6 +55,8 @@ class KernelConfig(ctypes.Structure):
             return f"decode {self.rows_per_block}x{self.warps}" + ("" if self.overlap else " alone")
         if self.kernel == 1:
             return f"tile {TILE_NAMES[self.tile]}" + (f"/{self.splits}" if self.splits > 1 else "")
+        if self.kernel == 4:
+            return f"warpgroup {WARPGROUP_TILE_NAMES[self.warpgroup_tile]}"
         return KERNEL_NAMES[self.kernel]
 
 

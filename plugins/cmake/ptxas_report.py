@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HOT_KERNELS = ("decode_kernel", "decode_once_kernel", "tile_kernel")
+HOT_KERNELS = ("decode_kernel", "decode_once_kernel", "tile_kernel", "warpgroup_kernel")
 
 # ptxas -v prints three lines for a kernel: its name and target, its stack and spills, its registers.
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")

@@ -3,14 +3,13 @@
 
 #include "kernels/w8a16_linear/w8a16_linear.h"
 
-#include "kernels/device/cublas_lt.h"
-
 using awq2trt::Device;
 using awq2trt::GemmProblem;
 using awq2trt::Kernel;
 using awq2trt::KernelConfig;
 using awq2trt::LinearTensors;
 using awq2trt::TileShape;
+using awq2trt::WarpgroupTile;
 
 #define AWQ2TRT_STRING(value) #value
 #define AWQ2TRT_EXPANDED(value) AWQ2TRT_STRING(value)
@@ -33,7 +32,6 @@ int awq2trt_choose_config(const GemmProblem* problem, KernelConfig* config) {
   if (awq2trt::check_validity(*problem) != nullptr) return cudaErrorInvalidValue;
   Device device = {};
   const cudaError_t status = awq2trt::query_device(&device);
-  device.cublas_lt = awq2trt::has_cublas_lt();
   if (status == cudaSuccess) *config = awq2trt::choose_config(*problem, device);
   return status;
 }
@@ -56,8 +54,8 @@ const char* awq2trt_kernel_name(int kernel) {
       return "any-group";
     case Kernel::kDecodeOnce:
       return "decode-once";
-    case Kernel::kDequantizeFirst:
-      return "dequantize-first";
+    case Kernel::kWarpgroup:
+      return "warpgroup";
   }
   return nullptr;
 }
@@ -86,6 +84,22 @@ const char* awq2trt_tile_name(int tile) {
   return nullptr;
 }
 
+const char* awq2trt_warpgroup_tile_name(int tile) {
+  switch (static_cast<WarpgroupTile>(tile)) {
+    case WarpgroupTile::k128x128:
+      return "128x128";
+    case WarpgroupTile::k128x192:
+      return "128x192";
+    case WarpgroupTile::k256x64:
+      return "256x64";
+    case WarpgroupTile::k256x128:
+      return "256x128";
+    case WarpgroupTile::kCount:
+      break;
+  }
+  return nullptr;
+}
+
 #define AWQ2TRT_STRUCTURE(structure) {#structure, "", 0, sizeof(structure)}
 #define AWQ2TRT_FIELD(structure, field) {#structure, #field, offsetof(structure, field), sizeof(structure::field)}
 
@@ -104,6 +118,7 @@ const awq2trt_field* awq2trt_fields(int* count) {
       AWQ2TRT_FIELD(KernelConfig, rows_per_block),
       AWQ2TRT_FIELD(KernelConfig, warps),
       AWQ2TRT_FIELD(KernelConfig, tile),
+      AWQ2TRT_FIELD(KernelConfig, warpgroup_tile),
       AWQ2TRT_FIELD(KernelConfig, splits),
       AWQ2TRT_FIELD(KernelConfig, k_per_split),
       AWQ2TRT_FIELD(KernelConfig, overlap),

@@ -24,9 +24,11 @@ AWQ2TRT_API int awq2trt_launch(const awq2trt::GemmProblem* problem, const awq2tr
 AWQ2TRT_API int awq2trt_launch_w8a16(const awq2trt::GemmProblem* problem, const awq2trt::LinearTensors* tensors,
                                      int overlap, void* stream);
 
-// Names of the values of enum Kernel and enum TileShape, e.g. "decode" and "16x64"; nullptr for any other number.
+// Names of the values of enum Kernel, TileShape and WarpgroupTile, e.g. "decode" and "16x64"; nullptr for any other
+// number.
 AWQ2TRT_API const char* awq2trt_kernel_name(int kernel);
 AWQ2TRT_API const char* awq2trt_tile_name(int tile);
+AWQ2TRT_API const char* awq2trt_warpgroup_tile_name(int tile);
 
 // The offset of a field of one of the three structures, for callers that declare them in another language.
 struct awq2trt_field {

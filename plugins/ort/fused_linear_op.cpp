@@ -6,7 +6,6 @@
 #include <mutex>
 #include <unordered_map>
 
-#include "kernels/device/cublas_lt.h"
 #include "ops/fused_linear.h"
 #include "ort/gated_activation_op.h"
 #include "ort/gpu.h"
@@ -112,9 +111,7 @@ class CudaFusedLinear final : public Kernel {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto known = configs_.find(problem.linear.m);
     if (known != configs_.end()) return known->second;
-    Device device = device_.get();
-    device.cublas_lt = has_cublas_lt();
-    FusedLinearConfig config = choose_config(problem, device);
+    FusedLinearConfig config = choose_config(problem, device_.get());
     // Overlapping kernels read weights before the previous kernel has ended, so that kernel must not write them.
     config.linear.overlap = config.linear.overlap && constant_weights_;
     configs_.emplace(problem.linear.m, config);

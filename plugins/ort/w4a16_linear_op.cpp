@@ -7,7 +7,6 @@
 #include <string>
 #include <unordered_map>
 
-#include "kernels/device/cublas_lt.h"
 #include "kernels/w8a16_linear/w8a16_linear.h"
 #include "ops/w4a16_linear.h"
 #include "ort/gpu.h"
@@ -112,9 +111,7 @@ class CudaLinear final : public Kernel {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto known = configs_.find(problem.m);
     if (known != configs_.end()) return known->second;
-    Device device = device_.get();
-    device.cublas_lt = has_cublas_lt();
-    KernelConfig config = choose_config(problem, device);
+    KernelConfig config = choose_config(problem, device_.get());
     // Overlapping kernels read weights before the previous kernel has ended, so that kernel must not write them.
     config.overlap = config.overlap && constant_weights_;
     configs_.emplace(problem.m, config);

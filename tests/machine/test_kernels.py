@@ -15,6 +15,7 @@ from awq2trt.machine.kernels import (
     BENCH_LIBRARY_NAME,
     KERNEL_NAMES,
     TILE_NAMES,
+    WARPGROUP_TILE_NAMES,
     GemmProblem,
     KernelConfig,
     Kernels,
@@ -71,7 +72,12 @@ def test_structures_lie_in_memory_as_the_library_has_them(
 
 
 @pytest.mark.parametrize(
-    ("function", "names"), [("awq2trt_kernel_name", KERNEL_NAMES), ("awq2trt_tile_name", TILE_NAMES)]
+    ("function", "names"),
+    [
+        ("awq2trt_kernel_name", KERNEL_NAMES),
+        ("awq2trt_tile_name", TILE_NAMES),
+        ("awq2trt_warpgroup_tile_name", WARPGROUP_TILE_NAMES),
+    ],
 )
 def test_names_are_those_of_the_library(library: PluginLibrary, function: str, names: tuple[str, ...]) -> None:
     name_of = getattr(ctypes.CDLL(str(library.path)), function)

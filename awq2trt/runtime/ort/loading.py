@@ -40,11 +40,6 @@ _GIB: Final = 1 << 30
 _RUNTIME_BYTES: Final = 512 << 20
 """Bytes for cuBLAS's workspaces and the kernels' code; an H100 used 0.4 GiB beyond weights, caches and activations."""
 
-_DENSE_CAPABILITY: Final = (9, 0)
-_DENSE_BYTES: Final = 288 << 20
-"""Workspace of a prompt's linears that dequantize first (kDequantizeFirst of w4a16_linear.h): a slice, and
-cuBLASLt's."""
-
 _SCORE_BYTES: Final = 8
 """Bytes of an attention score while ONNX Runtime computes it: products and their softmax in fp32, if it fuses
 nothing."""
@@ -272,8 +267,6 @@ def load_on_cuda(directory: Path, plan: CudaPlan, memory: CudaMemory) -> CudaBac
     needs = predict_needs(model, sizes, plan.batch, chunk)
     if plan.sees is not None:
         needs = replace(needs, weights=needs.weights + vision_bytes(plan.sees))
-    if memory.gpu.capability == _DENSE_CAPABILITY:
-        needs = replace(needs, workspace=needs.workspace + _DENSE_BYTES)
     require_memory(needs, memory)
     changed = plan.lowering is not None or plan.all_logits or plan.capacity is not None
     execution = cuda_execution(memory.gpu.index, plan.operators, graph=plan.graph)

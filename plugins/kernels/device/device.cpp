@@ -1,7 +1,19 @@
 // Asks the CUDA runtime about the current device.
 #include "kernels/device/device.h"
 
+#include "kernels/device/tensor_map.h"
+
 namespace awq2trt {
+namespace {
+
+#ifdef AWQ2TRT_HOPPER
+constexpr bool kBuiltForHopper = true;
+#else
+constexpr bool kBuiltForHopper = false;
+#endif
+constexpr int kHopperSm = 90;
+
+}  // namespace
 
 cudaError_t query_device(Device* device) {
   int ordinal = 0, major = 0, minor = 0;
@@ -14,7 +26,7 @@ cudaError_t query_device(Device* device) {
   read(&device->multiprocessors, cudaDevAttrMultiProcessorCount);
   read(&device->max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   device->sm = 10 * major + minor;
-  device->cublas_lt = false;
+  device->wgmma = kBuiltForHopper && device->sm == kHopperSm && has_tensor_maps();
   return status;
 }
 

@@ -9,13 +9,13 @@ struct Device {
   int sm;  // 87 for compute capability 8.7
   int multiprocessors;
   int max_shared_bytes;  // per block, after opting in to more than 48 KiB
-  bool cublas_lt;        // whether kernels may hand dense products to cuBLASLt (cublas_lt.h); the caller decides
+  bool wgmma;            // whether kernels with Hopper's own products (wgmma.cuh) run: this build has them, too
 };
 
 // Whether blocks of a kernel may start while the previous kernel is still finishing (overlap.cuh).
 inline bool can_overlap(const Device& device) { return device.sm >= 90; }
 
-// Reads the current device. `cublas_lt` becomes false.
+// Reads the current device.
 cudaError_t query_device(Device* device);
 
 }  // namespace awq2trt

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <climits>
 
-#include "kernels/device/cublas_lt.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 #include "kernels/w4a16_linear/tile_shapes.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
+#include "kernels/w4a16_linear/warpgroup_shapes.h"
 
 namespace awq2trt {
 namespace {
@@ -31,13 +31,8 @@ constexpr int kMaxSplits = 16;
 constexpr int kMaxSplitBlocks = 2;   // per multiprocessor; with more, K need not be split to keep it busy
 constexpr int kSplitMultiple = 128;  // slices start at whole pipeline stages
 
-// Dequantizing first: only where dense products have instructions (wgmma) that the tile kernel does not use, and from
-// the number of tokens at which it was faster on an H100.
-constexpr int kDenseSm = 90;
-constexpr int kMinDenseTokens = 384;
-constexpr int kSliceBytes = 256 << 20;  // bounds the workspace; smaller ones, even in the L2 cache, were slower
-constexpr int kSliceRows = 128;         // slices are multiples of it, as tiles of dense kernels are
-constexpr int kDenseFeatures = 8;       // y's rows at multiples of 16 bytes
+constexpr int kWarpgroupFeatures = 8;    // y's rows at multiples of 16 bytes
+constexpr int kMinWarpgroupTokens = 65;  // below, the tile kernel was as fast or faster
 
 int ceil_div(int a, int b) { return (a - 1) / b + 1; }
 int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
@@ -80,21 +75,6 @@ bool fits_at_once(const GemmProblem& p, const Device& device) {
          2 * tiles <= int64_t{kMaxOnceHalfBlocks} * device.multiprocessors;
 }
 
-bool is_better_dense(const GemmProblem& p, const Device& device) {
-  return device.cublas_lt && device.sm == kDenseSm && p.m >= kMinDenseTokens && p.n % kDenseFeatures == 0;
-}
-
-// Slices of nearly equal size.
-KernelConfig dense_config(const GemmProblem& p) {
-  const auto slices = static_cast<int>(ceil_div(int64_t{2} * p.n * p.k, kSliceBytes));
-  KernelConfig config = {};
-  config.kernel = Kernel::kDequantizeFirst;
-  config.rows_per_block = ceil_div(ceil_div(p.n, slices), kSliceRows) * kSliceRows;
-  config.splits = 1;
-  config.workspace_bytes = size_t{2} * config.rows_per_block * p.k + kCublasLtWorkspaceBytes;
-  return config;
-}
-
 KernelConfig decode_config(Kernel kernel, int rows_per_block) {
   KernelConfig config = {};
   config.kernel = kernel;
@@ -123,9 +103,23 @@ double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, co
   return static_cast<double>(blocks) * block_flops / speed + add_us;
 }
 
-KernelConfig tile_config(const GemmProblem& p, const Device& device) {
-  KernelConfig best = {};
-  double best_us = 0.0;
+// The same for the warpgroup kernel, one block of which fills a multiprocessor.
+double estimated_us(const GemmProblem& p, const WarpgroupTraits& tile, const Device& device) {
+  constexpr double kMultiprocessors = 132, kLoneBlockTime = 0.9;
+  const int64_t tiles = ceil_div(int64_t{p.m}, tile.tokens()) * ceil_div(p.n, tile.rows());
+  const int64_t blocks = ceil_div(tiles, device.multiprocessors);  // of the busiest
+  const double block_us = 2.0 * tile.tokens() * tile.rows() * p.k * kMultiprocessors / (tile.speed * 1e6);
+  return static_cast<double>(blocks) * block_us * (blocks == 1 ? kLoneBlockTime : 1.0);
+}
+
+// A choice, and the time that a model ranks it by.
+struct RankedConfig {
+  KernelConfig config;
+  double us;
+};
+
+RankedConfig tile_config(const GemmProblem& p, const Device& device) {
+  RankedConfig best = {};
   for (int i = 0; i < static_cast<int>(TileShape::kCount); ++i) {
     const TileTraits& tile = kTileTraits[i];
     if (tile.shared_bytes() > static_cast<size_t>(device.max_shared_bytes) || tile.min_sm > device.sm) continue;
@@ -133,17 +127,44 @@ KernelConfig tile_config(const GemmProblem& p, const Device& device) {
                                          splits * tile_count(p, tile) <= kMaxSplitBlocks * device.multiprocessors);
          ++splits) {
       const double us = estimated_us(p, tile, splits, device);
-      if (best_us > 0.0 && us >= best_us) continue;
-      best_us = us;
-      best.tile = static_cast<TileShape>(i);
-      best.splits = splits;
+      if (best.us > 0.0 && us >= best.us) continue;
+      best.us = us;
+      best.config.tile = static_cast<TileShape>(i);
+      best.config.splits = splits;
     }
   }
-  best.kernel = Kernel::kTile;
-  best.k_per_split = k_per_split(p, best.splits);
-  best.splits = ceil_div(p.k, best.k_per_split);  // rounding up may have made the last ones empty
-  best.workspace_bytes = best.splits == 1 ? 0 : sizeof(float) * best.splits * p.m * p.n;
+  KernelConfig& config = best.config;
+  config.kernel = Kernel::kTile;
+  config.k_per_split = k_per_split(p, config.splits);
+  config.splits = ceil_div(p.k, config.k_per_split);  // rounding up may have made the last ones empty
+  config.workspace_bytes = config.splits == 1 ? 0 : sizeof(float) * config.splits * p.m * p.n;
   return best;
+}
+
+// `us` is 0 where the warpgroup kernel cannot compute the problem.
+RankedConfig warpgroup_config(const GemmProblem& p, const Device& device) {
+  RankedConfig best = {};
+  const bool possible =
+      device.wgmma && p.m >= kMinWarpgroupTokens && p.k % kCodesPerVector == 0 && p.n % kWarpgroupFeatures == 0;
+  if (!possible) return best;
+  for (int i = 0; i < static_cast<int>(WarpgroupTile::kCount); ++i) {
+    const WarpgroupTraits& tile = kWarpgroupTraits[i];
+    if (tile.shared_bytes() > static_cast<size_t>(device.max_shared_bytes)) continue;
+    const double us = estimated_us(p, tile, device);
+    if (best.us > 0.0 && us >= best.us) continue;
+    best.us = us;
+    best.config.warpgroup_tile = static_cast<WarpgroupTile>(i);
+  }
+  best.config.kernel = Kernel::kWarpgroup;
+  best.config.tile = TileShape::k128x128;
+  best.config.splits = 1;
+  best.config.k_per_split = k_per_split(p, 1);
+  return best;
+}
+
+KernelConfig many_tokens_config(const GemmProblem& p, const Device& device) {
+  const RankedConfig tile = tile_config(p, device), warpgroup = warpgroup_config(p, device);
+  return warpgroup.us > 0.0 && warpgroup.us < tile.us ? warpgroup.config : tile.config;
 }
 
 }  // namespace
@@ -169,14 +190,12 @@ KernelConfig choose_config(const GemmProblem& problem, const Device& device) {
     return config;
   }
   KernelConfig config = {};
-  if (is_better_dense(problem, device)) {
-    config = dense_config(problem);
-  } else if (fits_at_once(problem, device)) {
+  if (fits_at_once(problem, device)) {
     config = decode_config(Kernel::kDecodeOnce, kRowTile);
   } else if (const int rows = choose_decode_rows(problem, device); rows > 0) {
     config = decode_config(Kernel::kDecode, rows);
   } else {
-    config = tile_config(problem, device);
+    config = many_tokens_config(problem, device);
   }
   config.overlap = device.sm >= kMinOverlapSm;
   return config;

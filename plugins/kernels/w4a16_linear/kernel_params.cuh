@@ -48,10 +48,9 @@ template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_tile(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
-// `workspace`: config.workspace_bytes.
+// For codes that are aligned, and only in builds for compute capability 9.0 (Device::wgmma).
 template <typename T>
-cudaError_t launch_dequantize_first(const LinearParams<T>& params, const KernelConfig& config, DataType dtype,
-                                    void* workspace, cudaStream_t stream);
+cudaError_t launch_warpgroup(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream);
 template <typename T>
 cudaError_t launch_any_group(const LinearParams<T>& params, cudaStream_t stream);
 

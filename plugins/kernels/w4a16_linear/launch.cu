@@ -19,8 +19,12 @@ cudaError_t launch_typed(const GemmProblem& problem, const KernelConfig& config,
       return params.codes_aligned ? launch_decode_once(params, config, stream) : launch_decode(params, config, stream);
     case Kernel::kTile:
       return launch_tile(params, config, stream);
-    case Kernel::kDequantizeFirst:
-      return launch_dequantize_first(params, config, problem.dtype, tensors.workspace, stream);
+    case Kernel::kWarpgroup:
+#ifdef AWQ2TRT_HOPPER
+      return params.codes_aligned ? launch_warpgroup(params, config, stream) : launch_tile(params, config, stream);
+#else
+      return cudaErrorNotSupported;  // choose_config() never asks for it in such a build
+#endif
     case Kernel::kAnyGroup:
       return launch_any_group(params, stream);
   }

@@ -39,26 +39,29 @@ struct GemmProblem {
 const char* check_validity(const GemmProblem& problem);
 
 enum class Kernel : int32_t {
-  kDecode,           // few tokens: the bytes of the weights set the time (decode_kernel.cu)
-  kTile,             // many tokens: the tensor cores set the time (tile_kernel.cu)
-  kAnyGroup,         // group sizes the two cannot split evenly: correct, not fast (any_group_kernel.cu)
-  kDecodeOnce,       // few tokens, few weights: the gap between two launches sets the time (decode_once_kernel.cu)
-  kDequantizeFirst,  // many tokens, on a GPU whose dense products are far faster (dequantize_first_kernel.cu)
+  kDecode,      // few tokens: the bytes of the weights set the time (decode_kernel.cu)
+  kTile,        // many tokens: the tensor cores set the time (tile_kernel.cu)
+  kAnyGroup,    // group sizes the two cannot split evenly: correct, not fast (any_group_kernel.cu)
+  kDecodeOnce,  // few tokens, few weights: the gap between two launches sets the time (decode_once_kernel.cu)
+  kWarpgroup,   // many tokens, on a GPU whose own products are twice as fast: Hopper (warpgroup_kernel.cu)
 };
 
 // Tile kernels that exist, by tokens x weight rows of a block.
 enum class TileShape : int32_t { k16x64, k16x128, k16x192, k32x128, k64x64, k64x128, k64x192, k128x128, kCount };
 
+// The same of warpgroup kernels.
+enum class WarpgroupTile : int32_t { k128x128, k128x192, k256x64, k256x128, kCount };
+
 struct KernelConfig {
   Kernel kernel;
-  int rows_per_block;      // kDecode: weight rows of a block, a multiple of 16; kDecodeOnce: 16;
-                           // kDequantizeFirst: weight rows that are dequantized at a time
-  int warps;               // kDecode: warps of a block; they share its weights; kDecodeOnce: 8
-  TileShape tile;          // kTile
-  int splits;              // kTile: blocks that share one tile, each with a slice of K
-  int k_per_split;         // kTile: length of that slice, a multiple of 128
-  bool overlap;            // blocks may start while the previous kernel is still finishing (overlap.cuh)
-  size_t workspace_bytes;  // scratch that the launch needs, contents irrelevant before and after
+  int rows_per_block;            // kDecode: weight rows of a block, a multiple of 16; kDecodeOnce: 16
+  int warps;                     // kDecode: warps of a block; they share its weights; kDecodeOnce: 8
+  TileShape tile;                // kTile, and kWarpgroup if codes turn out not to be aligned
+  WarpgroupTile warpgroup_tile;  // kWarpgroup
+  int splits;                    // kTile: blocks that share one tile, each with a slice of K
+  int k_per_split;               // kTile: length of that slice, a multiple of 128
+  bool overlap;                  // blocks may start while the previous kernel is still finishing (overlap.cuh)
+  size_t workspace_bytes;        // scratch that the launch needs, contents irrelevant before and after
 };
 
 // Pure function of its arguments; no CUDA call.

@@ -3,10 +3,10 @@
 
 #include <gtest/gtest.h>
 
-#include "kernels/device/cublas_lt.h"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 #include "kernels/w4a16_linear/tile_shapes.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
+#include "kernels/w4a16_linear/warpgroup_shapes.h"
 
 namespace awq2trt {
 namespace {
@@ -16,9 +16,10 @@ constexpr Device kOrin = {87, 16, 166912};
 constexpr Device kRtx3090 = {86, 82, 101376};
 constexpr Device kRtx4090 = {89, 128, 101376};
 constexpr Device kA100 = {80, 108, 166912};
-constexpr Device kH100 = {90, 132, 232448};
+constexpr Device kH100 = {90, 132, 232448, true};
+constexpr Device kH100WithoutWgmma = {90, 132, 232448, false};  // the build or the driver lacks it
 constexpr Device kRtx5090 = {120, 170, 101376};
-constexpr Device kDevices[] = {kOrin, kRtx3090, kRtx4090, kA100, kH100, kRtx5090};
+constexpr Device kDevices[] = {kOrin, kRtx3090, kRtx4090, kA100, kH100, kH100WithoutWgmma, kRtx5090};
 
 constexpr int kNs[] = {1, 15, 64, 333, 576, 1024, 4096, 4544, 22016, 32000, 151936};
 constexpr int kKs[] = {8, 576, 1536, 4096, 4544, 11008, 28672};
@@ -65,21 +66,29 @@ TEST(ChooseConfig, SmallLayersAreHeldAtOnceWhereLaunchesOverlap) {
   EXPECT_EQ(choose_config(problem_of(1, 4096, 4088), kH100).kernel, Kernel::kDecode) << "rows off 16 bytes";
 }
 
-TEST(ChooseConfig, ManyTokensAreDequantizedFirstWhereDenseProductsAreFaster) {
-  Device with_cublas = kH100;
-  with_cublas.cublas_lt = true;
-  const KernelConfig config = choose_config(problem_of(512, 28672, 4096), with_cublas);
-  EXPECT_EQ(config.kernel, Kernel::kDequantizeFirst);
-  EXPECT_EQ(config.rows_per_block, 28672) << "one slice of 224 MiB";
-  EXPECT_EQ(config.workspace_bytes, (size_t{224} << 20) + kCublasLtWorkspaceBytes);
-  EXPECT_EQ(choose_config(problem_of(512, 57344, 8192), with_cublas).rows_per_block, 14336) << "four of 896 MiB";
-  EXPECT_EQ(choose_config(problem_of(256, 28672, 4096), with_cublas).kernel, Kernel::kTile);
-  EXPECT_EQ(choose_config(problem_of(512, 28671, 4096), with_cublas).kernel, Kernel::kTile) << "rows of y off 16 bytes";
-  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096, 48), with_cublas).kernel, Kernel::kAnyGroup);
-  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096), kH100).kernel, Kernel::kTile) << "no cuBLASLt";
-  Device ada = kRtx4090;
-  ada.cublas_lt = true;
-  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096), ada).kernel, Kernel::kTile) << "not measured there";
+TEST(ChooseConfig, ManyTokensGetHoppersOwnProductsWhereTheyRun) {
+  const KernelConfig config = choose_config(problem_of(512, 28672, 4096), kH100);
+  EXPECT_EQ(config.kernel, Kernel::kWarpgroup);
+  EXPECT_EQ(config.warpgroup_tile, WarpgroupTile::k256x128);
+  EXPECT_EQ(config.workspace_bytes, 0u);
+  EXPECT_EQ(choose_config(problem_of(512, 4096, 14336), kH100).warpgroup_tile, WarpgroupTile::k256x64)
+      << "64 larger tiles would keep half of the multiprocessors busy";
+  EXPECT_EQ(choose_config(problem_of(128, 22016, 4096), kH100).warpgroup_tile, WarpgroupTile::k128x192);
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096, 32), kH100).kernel, Kernel::kWarpgroup);
+  EXPECT_EQ(choose_config(problem_of(64, 22016, 4096), kH100).kernel, Kernel::kTile) << "too few tokens";
+  EXPECT_EQ(choose_config(problem_of(512, 28671, 4096), kH100).kernel, Kernel::kTile) << "rows of y off 16 bytes";
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4088), kH100).kernel, Kernel::kTile) << "rows of codes off 16 bytes";
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096, 48), kH100).kernel, Kernel::kAnyGroup);
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096), kH100WithoutWgmma).kernel, Kernel::kTile);
+  EXPECT_EQ(choose_config(problem_of(512, 28672, 4096), kRtx4090).kernel, Kernel::kTile);
+}
+
+TEST(ChooseConfig, WarpgroupsFallBackToATileWithoutAWorkspace) {
+  const KernelConfig config = choose_config(problem_of(512, 4096, 4160), kH100);
+  ASSERT_EQ(config.kernel, Kernel::kWarpgroup);
+  EXPECT_EQ(config.tile, TileShape::k128x128);
+  EXPECT_EQ(config.splits, 1);
+  EXPECT_EQ(config.k_per_split, 4224) << "all of K, in whole stages";
 }
 
 TEST(ChooseConfig, DecodeNeedsRoomForItsActivations) {
@@ -93,8 +102,11 @@ TEST(ChooseConfig, DecodeNeedsRoomForItsActivations) {
 }
 
 TEST(ChooseConfig, PromptsGetTheLargeTile) {
-  for (const Device& device : kDevices)
-    EXPECT_EQ(choose_config(problem_of(2048, 22016, 4096), device).tile, TileShape::k128x128);
+  for (const Device& device : kDevices) {
+    const KernelConfig config = choose_config(problem_of(2048, 22016, 4096), device);
+    EXPECT_EQ(config.tile, TileShape::k128x128);
+    if (device.wgmma) EXPECT_EQ(config.warpgroup_tile, WarpgroupTile::k256x128);
+  }
 }
 
 TEST(ChooseConfig, GroupsThatSplitALoadGoToTheGeneralKernel) {
@@ -118,6 +130,11 @@ TEST(ChooseConfig, FitsTheDevice) {
       ASSERT_EQ(config.rows_per_block, 16);
       ASSERT_LE(DecodeShared(problem.m, problem.k, 16, config.warps).bytes,
                 static_cast<size_t>(device.max_shared_bytes));
+    } else if (config.kernel == Kernel::kWarpgroup) {
+      ASSERT_TRUE(device.wgmma);
+      ASSERT_LE(traits_of(config.warpgroup_tile).shared_bytes(), static_cast<size_t>(device.max_shared_bytes));
+      ASSERT_EQ(problem.k % 32, 0);
+      ASSERT_EQ(problem.n % 8, 0);
     } else {
       ASSERT_EQ(config.kernel, Kernel::kTile);
       ASSERT_LE(traits_of(config.tile).shared_bytes(), static_cast<size_t>(device.max_shared_bytes));

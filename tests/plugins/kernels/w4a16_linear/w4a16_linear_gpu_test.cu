@@ -18,7 +18,6 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include "kernels/device/cublas_lt.h"
 #include "kernels/gpu_test.h"
 #include "kernels/w4a16_linear/w4a16_linear.h"
 
@@ -180,29 +179,30 @@ TEST_F(W4A16LinearGpu, EveryNumberOfTokens) {
   }
 }
 
-TEST_F(W4A16LinearGpu, DequantizesFirst) {
-  if (!has_cublas_lt()) GTEST_SKIP() << "this machine has no cuBLASLt";
+TEST_F(W4A16LinearGpu, EveryWarpgroupTile) {
+  if (!device_.wgmma) GTEST_SKIP() << "wgmma is Hopper's alone, and the build must be for it";
   for (const DataType dtype : kTypes) {
-    for (const int flags : {0, 1, 2, 3}) {
-      for (const int group_size : {32, 128, kWholeRow}) {
-        for (const int slice : {128, 384, 4096}) {  // several slices, a short last one, one
-          const GemmProblem problem = problem_of(77, 520, 1544, group_size, dtype, flags & 1, flags & 2);
-          KernelConfig config = {};
-          config.kernel = Kernel::kDequantizeFirst;
-          config.rows_per_block = slice;
-          config.splits = 1;
-          config.overlap = device_.sm >= 90;
-          config.workspace_bytes = size_t{2} * slice * problem.k + kCublasLtWorkspaceBytes;
-          expect_correct(problem, config);
+    for (int tile = 0; tile < static_cast<int>(WarpgroupTile::kCount); ++tile) {
+      KernelConfig config = {};
+      config.kernel = Kernel::kWarpgroup;
+      config.warpgroup_tile = static_cast<WarpgroupTile>(tile);
+      config.tile = TileShape::k128x128;
+      config.splits = 1;
+      config.k_per_split = 4096;
+      config.overlap = true;
+      // Fewer stages than are copied ahead, several rounds of the slots, half a stage at the end; groups of half a
+      // stage, and of one and a half, that begin in the middle of one.
+      for (const int k : {32, 64, 96, 1152, 2080}) {
+        for (const int group_size : {32, 64, 96, 128, kWholeRow}) {
+          for (const int flags : {0, 1, 2, 3})
+            expect_correct(problem_of(70, 200, k, group_size, dtype, flags & 1, flags & 2), config);
         }
       }
+      for (const int m : {1, 127, 256, 257, 600}) {
+        for (const int n : {8, 192, 520}) expect_correct(problem_of(m, n, 576, 128, dtype, true, true), config);
+      }
+      expect_correct(problem_of(70, 200, 1160, 128, dtype, true, true), config);  // codes off 16 bytes: the tile kernel
     }
-  }
-  Device device = device_;
-  device.cublas_lt = true;
-  for (const Shape shape : {Shape{4096, 6144}, Shape{14336, 4096}}) {
-    const GemmProblem problem = problem_of(512, shape.n, shape.k, 128, DataType::kHalf, true, true);
-    expect_correct(problem, choose_config(problem, device));
   }
 }
 
@@ -298,10 +298,13 @@ TEST_F(W4A16LinearGpu, LaunchesThatOverlapSeeWhatTheOneBeforeWrote) {
                                   {8, Kernel::kDecode},
                                   {8, Kernel::kDecodeOnce},
                                   {16, Kernel::kTile},
-                                  {70, Kernel::kTile}}) {
+                                  {70, Kernel::kTile},
+                                  {300, Kernel::kWarpgroup}}) {
+    if (kernel == Kernel::kWarpgroup && !device_.wgmma) continue;
     const GemmProblem problem = problem_of(m, kFeatures, kFeatures, 128, DataType::kHalf, true, false);
     const RandomLinear<__half> linear(problem, std::mt19937(test_seed()));
-    KernelConfig config = kernel == Kernel::kTile ? choose_config(problem, device_) : decode_config(kernel);
+    KernelConfig config = m > 8 ? choose_config(problem, device_) : decode_config(kernel);
+    if (kernel == Kernel::kWarpgroup) config.kernel = kernel;
     ASSERT_EQ(config.kernel, kernel);
     const DeviceArray<uint8_t> workspace(config.workspace_bytes);
     const DeviceArray<__half> other(static_cast<size_t>(m) * kFeatures);
