@@ -58,10 +58,15 @@ const char* check_validity(const AttentionProblem& problem);
 
 // How a call is computed.
 enum class AttentionKernel : int32_t {
-  kDecode,       // one row tile a key-value head: norms, rotation and the cache write are part of it
-  kDecodeTiled,  // few tokens, several row tiles a head: the cache is written by a kernel before
-  kPrefill,      // many tokens: blocks of queries share tiles of keys (prefill_kernel.cu)
+  kDecode,        // one row tile a key-value head: norms, rotation and the cache write are part of it
+  kDecodeTiled,   // few tokens, several row tiles a head: the cache is written by a kernel before
+  kPrefill,       // many tokens: blocks of queries share tiles of keys (prefill_kernel.cu)
+  kPrefillHopper  // the same with Hopper's own products (warpgroup_kernel.cu)
 };
+
+inline bool is_prefill(AttentionKernel kernel) {
+  return kernel == AttentionKernel::kPrefill || kernel == AttentionKernel::kPrefillHopper;
+}
 
 struct AttentionConfig {
   AttentionKernel kernel;

@@ -1,6 +1,7 @@
 // Which kernels compute a call: pure functions of the problem and the device.
 #include <algorithm>
 #include <iterator>
+#include <limits>
 
 #include "kernels/cached_attention/cached_attention.h"
 #include "kernels/cached_attention/decode_shape.h"
@@ -11,6 +12,9 @@ namespace {
 // From this many tokens on, blocks of queries share tiles of keys; with fewer, each row tile reads the keys itself. Not
 // tuned.
 constexpr int kPrefillTokens = 16;
+
+// Fewer than half a block of queries leave the warpgroup kernel's products empty. Not tuned.
+constexpr int kWarpgroupTokens = 64;
 
 // Blocks per multiprocessor: as many as run at once. Not tuned: on an H100, Llama-3-8B's shape at 4,096 slots took 16.2
 // us in the 33 splits that this gives, 16.2 in 24, 15.6 in 48; at 32,768 slots 55.6 us, 57.8 in 24, 70.5 in 48.
@@ -24,6 +28,14 @@ constexpr size_t kAlignment = 256;  // of the parts of the workspace
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Whether the warpgroup kernel computes the problem. Its rows of the cache are numbered by an int.
+bool fits_warpgroups(const AttentionProblem& p) {
+  const bool plain = p.softcap == 0.f && !p.has_alibi && !p.has_visible_end && p.scale > 0.f;
+  return plain && p.tokens >= kWarpgroupTokens && (p.head_dim == 64 || p.head_dim == 128) &&
+         p.cache_type == CacheType::kAsActivations &&
+         int64_t{p.batch} * p.kv_heads * p.capacity <= std::numeric_limits<int32_t>::max();
+}
 
 AttentionKernel kernel_for(const AttentionProblem& problem) {
   if (problem.tokens * problem.heads_per_kv() <= kDecodeRows) return AttentionKernel::kDecode;
@@ -49,7 +61,7 @@ size_t workspace_bytes(const AttentionProblem& problem, AttentionKernel kernel, 
 WorkspaceLayout::WorkspaceLayout(const AttentionProblem& problem, AttentionKernel kernel, int splits) {
   const size_t rows = static_cast<size_t>(problem.batch) * problem.tokens * problem.heads;
   const bool prepared = kernel != AttentionKernel::kDecode;
-  const size_t parts = kernel == AttentionKernel::kPrefill || splits == 1 ? 0 : rows * splits;
+  const size_t parts = is_prefill(kernel) || splits == 1 ? 0 : rows * splits;
   partials = prepared ? aligned(rows * problem.head_dim * 2) : 0;
   maxima = partials + aligned(parts * problem.head_dim * sizeof(float));
   bytes = maxima + aligned(parts * sizeof(float) * 2);
@@ -81,7 +93,9 @@ const char* check_validity(const AttentionProblem& problem) {
 AttentionConfig choose_config(const AttentionProblem& problem, const Device& device) {
   AttentionConfig config = {};
   config.kernel = kernel_for(problem);
-  config.splits = config.kernel == AttentionKernel::kPrefill ? 1 : splits_for(problem, device.multiprocessors);
+  if (config.kernel == AttentionKernel::kPrefill && device.wgmma && fits_warpgroups(problem))
+    config.kernel = AttentionKernel::kPrefillHopper;
+  config.splits = is_prefill(config.kernel) ? 1 : splits_for(problem, device.multiprocessors);
   config.overlap = can_overlap(device);
   config.workspace_bytes = workspace_bytes(problem, config.kernel, config.splits);
   return config;

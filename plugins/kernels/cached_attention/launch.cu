@@ -1,5 +1,7 @@
 // The only entry: checks the conditions that the kernels rely on, copies the past unless it is the present, selects the
 // types, and starts the kernels that `config` names.
+#include <type_traits>
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -88,6 +90,17 @@ AttentionParams<T, C> params_of(const AttentionProblem& problem, const Attention
   return params;
 }
 
+// cudaErrorNotSupported where the build or the call has no such kernel, for which choose_config() never asks then.
+template <int kHeadDim, typename T, typename C>
+cudaError_t launch_on_hopper(const AttentionParams<T, C>& params, int batch, cudaStream_t stream) {
+#ifdef AWQ2TRT_HOPPER
+  if constexpr ((kHeadDim == 64 || kHeadDim == 128) && std::is_same<C, T>::value)
+    return launch_warpgroup_attention<kHeadDim>(params, batch, stream);
+#endif
+  static_cast<void>(params), static_cast<void>(batch), static_cast<void>(stream);
+  return cudaErrorNotSupported;
+}
+
 template <int kHeadDim, typename T, typename C>
 cudaError_t launch_of_size(const AttentionParams<T, C>& params, const AttentionConfig& config, int batch,
                            cudaStream_t stream) {
@@ -95,6 +108,7 @@ cudaError_t launch_of_size(const AttentionParams<T, C>& params, const AttentionC
     return launch_decode_attention<kHeadDim>(params, config, batch, stream);
   const cudaError_t status = launch_prepare<kHeadDim>(params, batch, config.overlap, stream);
   if (status != cudaSuccess) return status;
+  if (config.kernel == AttentionKernel::kPrefillHopper) return launch_on_hopper<kHeadDim>(params, batch, stream);
   return config.kernel == AttentionKernel::kPrefill ? launch_prefill_attention<kHeadDim>(params, batch, stream)
                                                     : launch_decode_attention<kHeadDim>(params, config, batch, stream);
 }

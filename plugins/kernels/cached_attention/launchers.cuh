@@ -29,4 +29,8 @@ cudaError_t launch_prepare(const AttentionParams<T, C>& params, int batch, bool 
 template <int kHeadDim, typename T, typename C>
 cudaError_t launch_prefill_attention(const AttentionParams<T, C>& params, int batch, cudaStream_t stream);
 
+// Head sizes of 64 and 128, and only in builds for compute capability 9.0 (Device::wgmma).
+template <int kHeadDim, typename T>
+cudaError_t launch_warpgroup_attention(const AttentionParams<T>& params, int batch, cudaStream_t stream);
+
 }  // namespace awq2trt

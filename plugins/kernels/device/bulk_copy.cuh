@@ -45,6 +45,9 @@ __device__ __forceinline__ void wait_for_phase(uint32_t barrier, int lowest_bit)
       : "memory");
 }
 
+// Makes what this thread wrote to shared memory known to products and copies; the others need a barrier in addition.
+__device__ __forceinline__ void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // Starts to copy the tile at `column` and `row` of a matrix. What lies outside of the matrix becomes 0 and counts among
 // the bytes, too, but is slower than what lies inside.
 __device__ __forceinline__ void copy_tile(uint32_t target, const CUtensorMap* map, int column, int row,

@@ -230,6 +230,7 @@ __global__ void __launch_bounds__(traits_of(kTile).threads(), 1)
     }
   }
   wait_for_products<0>();
+  settle(sums);
 
   if (p.bias != nullptr) {
     const float bias0 = to_float(p.bias[min(first_row + lane_row, p.n - 1)]);

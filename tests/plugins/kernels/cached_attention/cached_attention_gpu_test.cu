@@ -2,7 +2,8 @@
 // cache of the type of the call and with one of codes.
 //
 // Every run draws new inputs (AWQ2TRT_TEST_SEED repeats a run). Outputs are poisoned with NaN, so a missing write
-// shows; slots of the cache that a call must not read or write hold values that would show.
+// shows; slots of the cache that a call must not read or write hold values that would show: behind the new tokens,
+// infinities, since a cache that was never written may hold them.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -36,9 +37,11 @@ std::vector<double> widened(const std::vector<T>& values) {
   return wide;
 }
 
+// Infinities that are the same do not count.
 double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
   double difference = 0.0, norm = 0.0;
   for (size_t i = 0; i < got.size(); ++i) {
+    if (std::isinf(want[i]) && got[i] == want[i]) continue;
     difference += (got[i] - want[i]) * (got[i] - want[i]);
     norm += want[i] * want[i];
   }
@@ -70,6 +73,15 @@ struct HostCache {
     for (size_t i = 0; i < slots * p.head_dim; ++i) cache.codes.push_back(static_cast<int8_t>(code(generator)));
     for (size_t i = 0; i < slots; ++i) cache.scales.push_back(static_cast<T>(scale(generator)));
     return cache;
+  }
+
+  // Fills the slots behind the new tokens with infinities; codes have none.
+  void spoil(const AttentionProblem& p, const std::vector<int64_t>& position) {
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      const size_t slot = i / p.head_dim, sequence = slot / p.capacity / p.kv_heads;
+      if (static_cast<int64_t>(slot % p.capacity) >= position[sequence] + p.tokens)
+        numbers[i] = static_cast<T>(INFINITY);
+    }
   }
 
   std::vector<double> wide() const {
@@ -155,7 +167,9 @@ void expect_correct(const AttentionProblem& p, const std::vector<int64_t>& posit
   const std::vector<T> key_norm = random_normal<T>(p.has_norms ? p.head_dim : 0, 1.f, 0.2f, random);
   std::vector<float> alibi(p.has_alibi ? p.heads : 0);
   for (size_t i = 0; i < alibi.size(); ++i) alibi[i] = std::exp2(-8.f * static_cast<float>(i + 1) / alibi.size());
-  const HostCache<T> keys = HostCache<T>::random(p, slots, random), values = HostCache<T>::random(p, slots, random);
+  HostCache<T> keys = HostCache<T>::random(p, slots, random), values = HostCache<T>::random(p, slots, random);
+  keys.spoil(p, position);
+  values.spoil(p, position);
   const AttentionReference want = attention_reference(
       p, widened(qkv), position, widened(cos), widened(sin), widened(query_norm), widened(key_norm),
       std::vector<double>(alibi.begin(), alibi.end()), keys.wide(), values.wide(), rounded<T>, ends);
@@ -250,6 +264,39 @@ TEST_P(CachedAttentionGpu, PositionsFromTheFirstSlotToTheLast) {
   }
   check(problem(1000, 4, 2, 64, 1000), {0});
   check(problem(200, 4, 2, 128, 1000), {800});
+}
+
+TEST_P(CachedAttentionGpu, LongPromptsEndAnywhereInATile) {
+  for (const int head_dim : {64, 128}) {
+    for (const DataType dtype : {DataType::kHalf, DataType::kBFloat16}) {
+      for (const int tokens : {64, 127, 128, 129, 193, 400}) {
+        for (const int window : {0, 1, 33, 128, 300}) {
+          AttentionProblem p = problem(tokens, 4, 2, head_dim, 900);
+          p.dtype = dtype, p.window = window;
+          check(p, {0});
+          check(p, {61, 900 - tokens, 300});
+        }
+      }
+    }
+  }
+}
+
+TEST_P(CachedAttentionGpu, PositionsOutsideOfTheCacheDoNotHang) {
+  AttentionProblem p = problem(200, 4, 2, 128, 300);
+  const DeviceArray<__half> memory(size_t{1} << 20);
+  for (const int window : {0, 5}) {
+    for (const int64_t position : {int64_t{250}, int64_t{300}, int64_t{1} << 40, int64_t{-7}}) {
+      p.window = window;
+      const AttentionConfig config = choose_config(p, device_);
+      const DeviceArray<int64_t> at(std::vector<int64_t>{position});
+      const DeviceArray<uint8_t> workspace(config.workspace_bytes);
+      __half* const any = memory.get();
+      const AttentionTensors tensors = {any, at.get(),        any, any, nullptr, nullptr, nullptr, any, any, any, any,
+                                        any, workspace.get(), any, any, any,     any,     nullptr};
+      ASSERT_CUDA(launch_cached_attention(p, config, tensors, nullptr));
+      ASSERT_CUDA(cudaDeviceSynchronize());
+    }
+  }
 }
 
 TEST_P(CachedAttentionGpu, GroupsOfQueryHeads) {
