@@ -454,13 +454,15 @@ def targets(
     group_size: cli_flags.GroupSize = None,
     symmetric: cli_flags.Symmetric = None,
     head: cli_flags.Head = None,
+    quantize_vision: cli_flags.QuantizeVision = None,
     max_seq_len: cli_flags.MaxSeqLen = None,
     cache: cli_flags.Cache = None,
     jetpack: cli_flags.JetPack = None,
 ) -> None:
     """List what can be built for; with MODEL or --shape, say whether it fits, and the fastest decoding possible."""
+    given = locals()
     from awq2trt.engine.outlook import outlook_lines
-    from awq2trt.recipe import apply_flags, load_recipe
+    from awq2trt.recipe import apply_flags, flags_by_section, load_recipe
     from awq2trt.report.lines import target_lines
 
     if model is None and shape is None:
@@ -468,13 +470,7 @@ def targets(
         return
     from awq2trt.stages.kit import predict_outlooks, spec_of
 
-    quantizing: dict[str, object] = {"bits": bits, "group_size": group_size, "symmetric": symmetric, "head": head}
-    flags: dict[str, dict[str, object]] = {
-        "quantize": quantizing,
-        "export": {"max_seq_len": max_seq_len},
-        "build": {"cache": cache, "jetpack": jetpack},
-    }
-    options = apply_flags(load_recipe(recipe), flags)
+    options = apply_flags(load_recipe(recipe), flags_by_section(given))
     print("\n".join(outlook_lines(predict_outlooks(spec_of(model, shape), options))))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from published_configs import LLAMA_2_70B
+from published_configs import LLAMA_2_7B, LLAMA_2_70B
 
 from awq2trt.checking.outcome import GoldenOutcome
 from awq2trt.cli import app
@@ -332,6 +332,20 @@ def test_targets_of_a_model_needs_its_config_alone(awq2trt: Callable[..., Outcom
     assert symmetric != outcome.out
     longer = awq2trt("targets", str(tmp_path), "--max-seq-len", str(10**18))
     assert (longer.code, "expected at most 4096 tokens" in longer.err) == (2, True)
+
+
+def test_targets_counts_a_tower_as_it_will_be_quantized(awq2trt: Callable[..., Outcome], tmp_path: Path) -> None:
+    tower = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16}
+    text = LLAMA_2_7B | {"model_type": "llama"}
+    config = {"architectures": ["LlavaForConditionalGeneration"], "text_config": text, "image_token_index": 31999}
+    config["vision_config"] = tower | {"image_size": 336, "patch_size": 14, "model_type": "clip_vision_model"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    gib = []
+    for flag in ("--no-quantize-vision", "--quantize-vision"):
+        lines = awq2trt("targets", str(tmp_path), "--max-seq-len", "4096", flag).out.splitlines()
+        gib.append(next(float(line.split()[2]) for line in lines if line.startswith("orin ")))
+    linears = 23 * (4 * 1024**2 + 2 * 1024 * 8192) + 1024 * 4096 + 4096**2  # the last of 24 layers is not run
+    assert gib[0] - gib[1] == pytest.approx(linears * (16 - 4.15625) / 8 / 2**30, abs=0.02)
 
 
 @pytest.mark.parametrize(

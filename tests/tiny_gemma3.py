@@ -71,7 +71,12 @@ _PUBLISHED_TEXT: dict[str, Any] = {
 
 
 def save_gemma3(
-    directory: Path, *, text: dict[str, Any] | None = None, tower: dict[str, Any] | None = None, **overrides: Any
+    directory: Path,
+    *,
+    text: dict[str, Any] | None = None,
+    tower: dict[str, Any] | None = None,
+    seed: int = 0,
+    **overrides: Any,
 ) -> Path:
     """Saves a random model with its tokenizer and image processor.
 
@@ -79,9 +84,10 @@ def save_gemma3(
         directory: Where to save it.
         text: Changes to the decoder's config.
         tower: Changes to the tower's config.
+        seed: The seed of its weights.
         overrides: Changes to the model's config.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     seeing = {**TOWER, **(tower or {})}
     config = Gemma3Config(
         text_config={**TEXT, **(text or {})},
@@ -109,9 +115,9 @@ def save_gemma3(
     return directory
 
 
-def publish_gemma3(directory: Path) -> Path:
+def publish_gemma3(directory: Path, seed: int = 0) -> Path:
     """Saves a model as it would be published: in fp16, with a chat template."""
-    save_gemma3(directory, text=_PUBLISHED_TEXT)
+    save_gemma3(directory, text=_PUBLISHED_TEXT, seed=seed)
     publish(directory, Gemma3ForConditionalGeneration, TEMPLATE)
     return directory
 

@@ -31,20 +31,23 @@ def export_tiny(folder: Path, **overrides: Any) -> Artifact:
     return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", EXPORT), SilentProgress())
 
 
-def kit_request(output: Path, jetpack: str, *, fusion: bool = True) -> KitRequest:
-    """A request for a kit for AGX Orin."""
+def kit_request(output: Path, jetpack: str, *, fusion: bool = True, quantize: QuantizeOptions = RTN) -> KitRequest:
+    """A request for a kit for AGX Orin, of a model that was quantized with these options."""
     build = BuildOptions(target="orin", jetpack=jetpack, fusion=fusion)
-    recipe = Recipe(quantize=RTN, export=EXPORT, build=build)
+    recipe = Recipe(quantize=quantize, export=EXPORT, build=build)
     return KitRequest(find_target("orin"), output, recipe)
 
 
-def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060, fusion: bool = True) -> Artifact:
-    """Makes the kit of what `export_tiny` left in `folder`; its plugin library has the CUDA runtime `cuda`."""
+def make_tiny_kit(folder: Path, output: Path, jetpack: str, *, cuda: int = 12060, **options: Any) -> Artifact:
+    """Makes the kit of what `export_tiny` left in `folder`; its plugin library has the CUDA runtime `cuda`.
+
+    `options` are those of `kit_request`.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PATH_VARIABLE, str(fake_library(folder / f"fake-{cuda}.so", cuda=cuda)))
         if not (package := folder / "fake-runtime").is_dir():
             fake_runtime_package(package)
         patch.setenv(foreign_runtime.PATH_VARIABLE, str(package))
         onnx = Artifact.open(folder / "onnx")
-        request = kit_request(output, jetpack, fusion=fusion)
+        request = kit_request(output, jetpack, **options)
         return make_kit(onnx, model_spec(str(folder / "model")), request, SilentProgress())

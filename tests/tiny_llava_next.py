@@ -36,6 +36,7 @@ def save_llava_next(
     *,
     text: dict[str, Any] | None = None,
     tower: dict[str, Any] | None = None,
+    seed: int = 1,
     **overrides: Any,
 ) -> Path:
     """Saves a random model with its tokenizer and image processor.
@@ -44,9 +45,10 @@ def save_llava_next(
         directory: Where to save it.
         text: Changes to the decoder's config, a Llama's unless it says otherwise.
         tower: Changes to the tower's config.
+        seed: The seed of its weights.
         overrides: Changes to the model's config.
     """
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     seeing = {**TOWER_CONFIG, **(tower or {})}
     side = seeing["image_size"]
     sizes = [[height // SIDE * side, width // SIDE * side] for height, width in SIZES]
@@ -68,15 +70,16 @@ def save_llava_next(
     return directory
 
 
-def publish_llava_next(directory: Path, text: dict[str, Any]) -> Path:
+def publish_llava_next(directory: Path, text: dict[str, Any], seed: int = 1) -> Path:
     """Saves a model as it would be published: in fp16, with an image token and a chat template.
 
     Args:
         directory: Where to save it.
         text: Changes to the decoder's config.
+        seed: The seed of its weights.
     """
     decoder = {**HEAD_SIZE_64["text"], **text}
-    save_llava_next(directory, text=decoder, tower=HEAD_SIZE_64["tower"], image_token_index=MARKER_TOKEN)
+    save_llava_next(directory, text=decoder, tower=HEAD_SIZE_64["tower"], seed=seed, image_token_index=MARKER_TOKEN)
     publish(directory, LlavaNextForConditionalGeneration, TEMPLATE, [MARKER])
     return directory
 

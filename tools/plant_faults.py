@@ -33,6 +33,7 @@ from awq2trt.checking.subject import find_subject
 from awq2trt.checking.text import DEFAULT_TEXT
 from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
 from awq2trt.checkpoint.pack import pack_int4, unpack_int4
+from awq2trt.io_contract import MODEL_FILE, weights_of
 from awq2trt.models.families import RopeSpec
 from awq2trt.models.sources.opening import open_source
 from awq2trt.progress import terminal_progress
@@ -176,17 +177,17 @@ def edit_graph(build: Path, edit: Callable[[ir.Model], None]) -> None:
     sign(build / "onnx", path.name)
 
 
-def edit_weights(build: Path, name: str, change: Callable[[Array], Array]) -> None:
-    """Overwrites a tensor of the exported weights in place; INT4 is passed as packed bytes."""
-    tensor = ir.load(build / "onnx" / "model.onnx").graph.initializers[name].const_value
+def edit_weights(build: Path, name: str, change: Callable[[Array], Array], file: str = MODEL_FILE) -> None:
+    """Overwrites a tensor of an exported graph's weights in place; INT4 is passed as packed bytes."""
+    tensor = ir.load(build / "onnx" / file).graph.initializers[name].const_value
     if not isinstance(tensor, ir.ExternalTensor) or tensor.offset is None:
         raise TypeError(f"{name}: expected external data")
     packed = tensor.dtype is ir.DataType.INT4
     changed = change(np.frombuffer(tensor.tobytes(), np.uint8).copy() if packed else tensor.numpy().copy())
-    with (build / "onnx" / "model.onnx.data").open("r+b") as file:
-        file.seek(tensor.offset)
-        file.write(changed.tobytes())
-    sign(build / "onnx", "model.onnx.data")
+    with (build / "onnx" / weights_of(file)).open("r+b") as stored:
+        stored.seek(tensor.offset)
+        stored.write(changed.tobytes())
+    sign(build / "onnx", weights_of(file))
 
 
 # Faults of a checkpoint in the natural layout.

@@ -7,7 +7,9 @@ Jetson. The weights and the cache are exact; comments say how good the rest is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from awq2trt.models.families import DecoderSpec
@@ -18,6 +20,8 @@ from awq2trt.scheme import QuantScheme
 _FLOAT_BYTES: Final = 2
 """Size of fp16 or bf16: activations, unquantized weights, a cache of such numbers, or the scales of a cache of
 codes."""
+
+_NOTHING: Final[Mapping[str, QuantScheme]] = MappingProxyType({})
 
 _MIB: Final = 1 << 20
 
@@ -113,7 +117,7 @@ def predict_footprint(
         for name, shape in spec.outer_shapes().items()
     )
     embedding = _FLOAT_BYTES * spec.vocab_size * spec.hidden_size
-    weights = spec.num_layers * block + outer
+    weights = spec.num_layers * block + outer + _cross_bytes(spec, readers=False)
     head_bytes = spec.head_dim + _FLOAT_BYTES if attention.int8_cache else spec.head_dim * _FLOAT_BYTES
     cache = 2 * spec.num_layers * spec.num_kv_heads * capacity * head_bytes
     rows = longest_prefill or capacity
@@ -132,12 +136,33 @@ def predict_footprint(
     )
 
 
-def bytes_beside(spec: DecoderSpec, vision: SeeingSpec | None) -> int:
-    """Weights of what a model sees with, and of an embedding that the head has a copy of; 0 for a model of text."""
+def bytes_beside(
+    spec: DecoderSpec,
+    vision: SeeingSpec | None,
+    *,
+    head: QuantScheme | None = None,
+    linears: Mapping[str, QuantScheme] = _NOTHING,
+) -> int:
+    """Weights of the graphs beside a decoder, as far as `predict_footprint` does not count them.
+
+    Args:
+        spec: The decoder.
+        vision: What it sees with; None for a model of text, which has no such graphs.
+        head: As for `predict_footprint`; an embedding that is the same weight has a copy of it.
+        linears: Scheme of every linear that it sees with and that is quantized, by full name.
+    """
     if vision is None:
         return 0
-    embedding = spec.vocab_size * spec.hidden_size if spec.tie_embeddings else 0
-    return _FLOAT_BYTES * (embedding + sum(map(math.prod, vision.shapes().values())))
+    table, embedding = (spec.vocab_size, spec.hidden_size), 0
+    if spec.tie_embeddings:
+        embedding = _FLOAT_BYTES * math.prod(table) if head is None else _quantized_bytes(table, head)
+    schemes = {f"{name}.weight": scheme for name, scheme in linears.items()}
+    tower = sum(
+        _quantized_bytes(shape, schemes[name]) if name in schemes else _FLOAT_BYTES * math.prod(shape)
+        for name, shape in vision.shapes().items()
+        if not name.startswith(vision.idle)
+    )
+    return embedding + tower + _cross_bytes(spec, readers=True)
 
 
 def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:
@@ -146,6 +171,13 @@ def attention_workspace_bytes(spec: DecoderSpec, tokens: int) -> int:
     Decoding keeps partial sums of at most 15 tokens, which need less than `WORKSPACE_BYTES` with any number of heads.
     """
     return _FLOAT_BYTES * tokens * spec.num_heads * spec.head_dim
+
+
+def _cross_bytes(spec: DecoderSpec, *, readers: bool) -> int:
+    """Bytes of cross-attention: of what reads images, which is in the graph beside the decoder, or of all the rest."""
+    cross = "" if spec.cross is None else f"{spec.cross.reader}.weight"
+    shapes = (item for layer in range(spec.num_layers) for item in spec.cross_shapes(layer).items())
+    return _FLOAT_BYTES * sum(math.prod(shape) for name, shape in shapes if (name == cross) == readers)
 
 
 def _quantized_bytes(shape: tuple[int, ...], scheme: QuantScheme) -> int:

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from awq2trt import opset
 from awq2trt.checkpoint.pack import signed_bytes, unpack_int4
+from awq2trt.errors import ArtifactError
 from awq2trt.graph.fused_linear import count_before_codes
 from awq2trt.graph.half_tables import HALF, MICROSOFT_DOMAIN, keep_half_
 from awq2trt.io_contract import LAST_POSITION_NODE, LOGITS, ROWS, is_cache
@@ -111,6 +112,9 @@ def lower_linears_(model: ir.Model, *, widened: bool) -> None:
         model: An exported model; it is changed.
         widened: Whether scales become fp32 and activations stay fp32, which the CPU's kernel needs. Otherwise scales
             keep the activations' type, the only one that the CUDA kernel supports.
+
+    Raises:
+        ArtifactError: A node needs its function body, but the model was exported without bodies.
     """
     for node in list(model.graph):
         if is_quantized_embedding(node):
@@ -118,7 +122,21 @@ def lower_linears_(model: ir.Model, *, widened: bool) -> None:
     for node in list(model.graph):
         if is_quantized_linear(node):
             _lower_linear_(model.graph, node, widened=widened)
+    _require_bodies(model)
     model.graph.opset_imports[MICROSOFT_DOMAIN] = 1
+
+
+def _require_bodies(model: ir.Model) -> None:
+    """Refuses nodes with codes that were left although nothing defines them: ONNX Runtime could not load the model."""
+    for node in model.graph:
+        left = is_quantized_linear(node) or is_quantized_embedding(node)
+        if left and node.op_identifier() not in model.functions:
+            raise ArtifactError(
+                f"ONNX Runtime has no operator for {node.op_type} with groups of "
+                f"{node.attributes[opset.ATTR_GROUP_SIZE].as_int()}, and the model has no function that defines it.",
+                where=str(node.name),
+                fix="export it with --function-bodies.",
+            )
 
 
 def is_quantized_linear(node: ir.Node) -> bool:

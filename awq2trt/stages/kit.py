@@ -22,7 +22,7 @@ from awq2trt.kit.delivery import finish_here, finish_over_ssh, is_orin
 from awq2trt.kit.files import LIBRARY_FILE, TEMPLATES, KitPlan, kit_contract, kit_record, longest_prefill, write_kit
 from awq2trt.machine.foreign_library import choose_plugin
 from awq2trt.machine.foreign_runtime import BUILD_COMMAND, find_runtime_package
-from awq2trt.models.families import DecoderSpec, describe_model, describe_vision
+from awq2trt.models.families import DecoderSpec, SeeingSpec, describe_model, describe_vision
 from awq2trt.models.positions import require_positions
 from awq2trt.models.published_shapes import shape_config
 from awq2trt.models.sources.base import CONFIG_FILE, QUANTIZATION_KEY, read_config
@@ -32,7 +32,8 @@ from awq2trt.models.spec import ModelSpec
 from awq2trt.onnx_export.model import DEFAULT_MAX_SEQ_LEN
 from awq2trt.opset import FEATURES_MULTIPLE
 from awq2trt.progress import Progress
-from awq2trt.recipe import Recipe
+from awq2trt.recipe import QuantizeOptions, Recipe
+from awq2trt.scheme import QuantScheme
 from awq2trt.stages.opening import cache_error, current_or_none, exported_contents, file_hashes
 from awq2trt.target import TARGETS, Target, find_jetpack
 
@@ -95,18 +96,28 @@ def predict_outlooks(spec: ModelSpec, options: Recipe) -> tuple[Outlook, ...]:
     if options.export.max_seq_len is not None:
         require_positions(decoder, options.export.max_seq_len, where="--max-seq-len")
     capacity = options.export.max_seq_len or min(decoder.max_positions, DEFAULT_MAX_SEQ_LEN)
+    head = options.quantize.head_scheme
+    beside = bytes_beside(decoder, spec.vision, head=head, linears=_schemes_of_sight(spec.vision, options.quantize))
 
     def outlook(target: Target) -> Outlook:
         fused = not target.is_kit or _attention_is_a_layer(decoder, capacity, options)
         prefill = longest_prefill(capacity, fused=fused)
-        scheme, head = options.quantize.scheme, options.quantize.head_scheme
-        attention = AttentionPlan(fused=fused, int8_cache=options.build.cache == "int8")
+        scheme, attention = options.quantize.scheme, AttentionPlan(fused, options.build.cache == "int8")
         footprint = predict_footprint(
             decoder, scheme, capacity, head=head, longest_prefill=prefill, attention=attention
         )
-        return Outlook(target, replace(footprint, beside_bytes=bytes_beside(decoder, spec.vision)))
+        return Outlook(target, replace(footprint, beside_bytes=beside))
 
     return tuple(outlook(target) for target in TARGETS.values() if target.memory_bytes is not None)
+
+
+def _schemes_of_sight(vision: SeeingSpec | None, options: QuantizeOptions) -> dict[str, QuantScheme]:
+    """Scheme of every linear that a model sees with and that the options quantize, by full name."""
+    if vision is None or not options.quantize_vision:
+        return {}
+    from awq2trt.quantization.vision import VisionLinears  # needs PyTorch, which predictions otherwise do without
+
+    return dict.fromkeys(VisionLinears.of(vision).shapes, options.scheme)
 
 
 def _attention_is_a_layer(spec: DecoderSpec, capacity: int, options: Recipe) -> bool:

@@ -83,7 +83,8 @@ def _require_sight(source: ModelSource, options: QuantizeOptions) -> None:
     """Refuses to quantize what a model sees with if there is no such thing, or nothing to show it.
 
     Raises:
-        UsageError: It is a model of text, or the calibration text has no images although the method uses text.
+        UsageError: It is a model of text, or the calibration text is missing or has no images although the method uses
+            text.
     """
     if source.vision is None:
         raise UsageError(
@@ -91,13 +92,23 @@ def _require_sight(source: ModelSource, options: QuantizeOptions) -> None:
             where="--quantize-vision",
             fix="leave --quantize-vision out.",
         )
-    if METHODS[options.method].uses_text and not is_image_text(Path(options.calib).expanduser()):
+    from awq2trt.text.windows import SELF
+
+    path = Path(options.calib).expanduser()
+    if not METHODS[options.method].uses_text or is_image_text(path):
+        return
+    if not path.exists() and options.calib != SELF:
         raise UsageError(
-            f"expected images to calibrate what the model sees with, got --calib {options.calib}, which has none.",
-            where="--quantize-vision",
-            fix="name a folder of images, or a .jsonl file with images, with --calib; or use --method rtn, which needs "
-            "none.",
+            "expected images to calibrate what the model sees with, but there is no such folder or file.",
+            where=f"--calib {options.calib}",
+            fix="correct the path; or use --method rtn, which needs no images.",
         )
+    raise UsageError(
+        f"expected images to calibrate what the model sees with, got --calib {options.calib}, which has none.",
+        where="--quantize-vision",
+        fix="name a folder of images, or a .jsonl file with images, with --calib; or use --method rtn, which needs "
+        "none.",
+    )
 
 
 def require_images(pairs: Iterable[ImageText]) -> None:

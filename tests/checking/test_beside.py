@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import tiny_builds
-from plant_faults import edit_checkpoint
+from plant_faults import edit_checkpoint, edit_weights, one_step_off_
+from seeing_families import quantize_sight
 from tiny_gemma3 import export_gemma3
-from tiny_llava import export_llava
+from tiny_llava import export_llava, save_llava
 from tiny_llava_next import export_llava_next
 from tiny_lowered import replace_file
 from tiny_qwen_vl import export_qwen3_vl, export_qwen_vl
@@ -21,8 +23,10 @@ from tiny_smolvlm import export_smolvlm
 
 from awq2trt.checking.bisect import bisect
 from awq2trt.checking.chain import run_chain
-from awq2trt.checking.results import ONNX, RUNTIME, CheckResult
+from awq2trt.checking.results import ONNX, QUANTIZED, RUNTIME, CheckResult
 from awq2trt.checking.subject import find_subject
+from awq2trt.checkpoint.checkpoint import QuantizedCheckpoint
+from awq2trt.cli import app
 from awq2trt.io_contract import EMBEDDING, EMBEDDING_FILE, MODEL_FILE, VISION, VISION_FILE, weights_of
 from awq2trt.progress import SilentProgress
 from awq2trt.recipe import ExportOptions
@@ -191,3 +195,65 @@ def test_a_fault_in_a_block_is_cut_out_of_a_decoder_of_embeddings(broken: Path, 
     cut = bisect(subject, result, tmp_path / "piece")
     assert cut is not None
     assert "layers.0" in cut.node
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build with codes of what it sees with."""
+    folder = tmp_path_factory.mktemp("coded")
+    save_llava(folder / "model")
+    quantize_sight(folder / "model", folder / "checkpoint")
+    export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", ExportOptions(max_seq_len=96)), SilentProgress())
+    return folder
+
+
+def test_a_sound_build_with_codes_of_what_it_sees_with_passes(coded: Path) -> None:
+    result = _check(coded)
+    assert result.passed, result.first_failure()
+    (seen,) = (
+        place for stage in result.stages if stage.stage == ONNX for place in stage.places if place.name == VISION
+    )
+    assert 0 < seen.error < seen.limit
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "change", "says"),
+    [
+        ("vision_tower.encoder.layers.1.mlp.fc2", "codes", one_step_off_, ": 1 of .* differ; .* code minus zero point"),
+        ("multi_modal_projector.linear_2", "codes", one_step_off_, ": 1 of .* differ; .* code minus zero point"),
+        ("multi_modal_projector.linear_1", "scales", lambda value: value[::-1], r"\.scales: .* elements differ"),
+    ],
+    ids=["a code of the tower", "a code of the projector", "scales"],
+)
+def test_what_differs_in_a_coded_linear_of_the_vision_graph_is_named(
+    name: str,
+    kind: str,
+    change: Callable[[Any], Any],
+    says: str,
+    coded: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Outputs alone do not show it: one code changes them by less than fp16 may."""
+    broken = Path(shutil.copytree(coded, tmp_path / "broken"))
+    edit_weights(broken, f"{name}.{kind}", change, VISION_FILE)
+    with pytest.raises(SystemExit) as ended:
+        app(["check", str(broken), "--model", str(coded / "model"), "--tokens", "40", "-o", str(tmp_path / "check")])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert re.search(re.escape(name) + says, printed), printed
+    assert printed.splitlines()[-1].startswith(f"failed first at stage {ONNX}, {name}"), printed
+
+
+def test_codes_that_are_not_of_the_originals_tower_are_found_in_the_checkpoint(coded: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(coded, tmp_path / "broken"))
+    name = QuantizedCheckpoint.open(broken / "checkpoint").vision_linears[-1]
+
+    def change(tensors: dict[str, Any]) -> None:
+        codes = next(value for key, value in tensors.items() if key.startswith(f"{name}.") and value.dtype.kind in "iu")
+        codes[0] ^= 1
+
+    edit_checkpoint(broken, change)
+    failure = _check(broken).first_failure()
+    assert failure is not None
+    assert (failure.stage, failure.place) == (QUANTIZED, name)

@@ -223,16 +223,22 @@ def test_captions_are_written_of_the_image_that_was_shown_last(model: Path, pict
 
 NEW_TOKENS = 64
 
+DRAWN = Sampling(temperature=1.0, seed=5)
 
-@pytest.fixture(scope="module", params=list(TEXT_CONFIGS))
-def built(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`model` and, in `built`, what all stages make of it for the CPU."""
-    folder = tmp_path_factory.mktemp("built")
-    save_flamingo(folder / "model", request.param)
-    quantize = QuantizeOptions(group_size=32, samples=3, seqlen=80, calib=str(pictures))
+
+def _build(folder: Path, text: str, quantize: QuantizeOptions) -> Path:
+    """Saves `model`, and in `built` what all stages make of it for the CPU."""
+    save_flamingo(folder / "model", text)
     recipe = Recipe(quantize=quantize, export=ExportOptions(max_seq_len=160))
     awq2trt.build(folder / "model", folder / "built", target="cpu", recipe=recipe)
     return folder
+
+
+@pytest.fixture(scope="module", params=list(TEXT_CONFIGS))
+def built(request: pytest.FixtureRequest, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `_build` leaves it, of a model whose decoder alone is quantized."""
+    quantize = QuantizeOptions(group_size=32, samples=3, seqlen=80, calib=str(pictures))
+    return _build(tmp_path_factory.mktemp("built"), request.param, quantize)
 
 
 def _logits(
@@ -250,12 +256,8 @@ def _logits(
     return np.asarray(logits[0, len(tokens) - 1 : -1].numpy(), np.float32)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, seed=5)], ids=["best", "drawn"])
-@pytest.mark.parametrize("directory", ["onnx", "cpu"])
-def test_it_writes_of_five_images_what_pytorch_writes(
-    directory: str, sampling: Sampling, built: Path, pictures: Path
-) -> None:
-    """Each image alone, then three shots; by induction, since PyTorch would choose every token that was written.
+def _assert_writes_what_pytorch_writes(built: Path, directory: str, sampling: Sampling, pictures: Path) -> None:
+    """Asserts it of each image alone, then of three shots; by induction, since PyTorch would choose every token.
 
     The best tokens of so small a model soon repeat themselves; drawn ones do not.
     """
@@ -279,6 +281,22 @@ def test_it_writes_of_five_images_what_pytorch_writes(
         assert len(set(got)) > 8 or sampling.temperature == 0
         answers.add(tuple(got))
     assert len(answers) > 1, "the same answer to all images would be no proof"
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), DRAWN], ids=["best", "drawn"])
+@pytest.mark.parametrize("directory", ["onnx", "cpu"])
+def test_it_writes_of_five_images_what_pytorch_writes(
+    directory: str, sampling: Sampling, built: Path, pictures: Path
+) -> None:
+    _assert_writes_what_pytorch_writes(built, directory, sampling, pictures)
+
+
+def test_with_a_quantized_tower_it_writes_what_pytorch_writes(pictures: Path, tmp_path: Path) -> None:
+    _build(tmp_path, "mpt", QuantizeOptions(group_size=32, method="rtn", quantize_vision=True))
+    checkpoint = QuantizedCheckpoint.open(tmp_path / "built" / "checkpoint")
+    assert all(name.startswith("vision_encoder.") for name in checkpoint.vision_linears)
+    assert checkpoint.vision_linears
+    _assert_writes_what_pytorch_writes(tmp_path, "cpu", DRAWN, pictures)
 
 
 def test_a_conversation_has_no_more_images_than_were_exported_for(built: Path, pictures: Path) -> None:

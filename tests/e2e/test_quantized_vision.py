@@ -168,6 +168,16 @@ def test_a_search_needs_images(calib: str, method: str, model: Path, pictures: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("calib", ["pictures", "pictures.jsonl", "text.txt", "wikitext"])
+def test_a_path_that_does_not_exist_is_not_said_to_have_no_images(calib: str, model: Path, tmp_path: Path) -> None:
+    """Neither is the name of a data set, none of which has images for us."""
+    named = calib if calib == "wikitext" else str(tmp_path / calib)
+    says = rf"--calib {named}: expected images .* but there is no such folder or file\. .*correct the path"
+    with pytest.raises(UsageError, match=says):
+        quantize_sight(model, tmp_path / "out", Path(named), method="awq")
+    assert not (tmp_path / "out").exists()
+
+
 def test_pictures_without_captions_will_do(model: Path, pictures: Path, tmp_path: Path) -> None:
     save_pictures(tmp_path / "bare", 4)
     notes = quantize_sight(model, tmp_path / "out", tmp_path / "bare")

@@ -30,6 +30,9 @@ SHAPES = [(60, 80), (80, 60), (33, 41), (9, 120), (300, 40)]
 
 KINDS = {"qwen2.5-vl": QWEN2_5_VL, "qwen3-vl": QWEN3_VL}
 
+IMAGES = [[0], [1], [2], [3], [4], [4, 2, 0]]
+"""Those of each question."""
+
 
 @pytest.fixture(scope="module", params=[*KINDS, "qwen2.5-vl int4-tower"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
@@ -62,11 +65,8 @@ def _their_inputs(directory: Path, files: list[Path]) -> dict[str, torch.Tensor]
     return {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE_TOKEN).int(), **seen}
 
 
-@pytest.mark.parametrize("directory", ["onnx", "cpu"])
-@pytest.mark.parametrize("images", [[0], [1], [2], [3], [4], [4, 2, 0]], ids=str)
-def test_it_answers_as_transformers_does(
-    images: list[int], directory: str, built: tuple[Any, Path], theirs: Any
-) -> None:
+def _assert_answers(images: list[int], directory: str, built: tuple[Any, Path], theirs: Any) -> None:
+    """Asserts that a build answers as transformers does."""
     _, folder = built
     files = [folder / f"{index}.png" for index in images]
     inputs = _their_inputs(folder / "model", files)
@@ -76,6 +76,22 @@ def test_it_answers_as_transformers_does(
     pixels = np.concatenate([image.inputs[PIXEL_VALUES] for image in shown])
     np.testing.assert_array_equal(pixels, inputs["pixel_values"].numpy())
     assert_same_answer(theirs, inputs, model, shown)
+
+
+@pytest.mark.parametrize("directory", ["onnx", "cpu"])
+@pytest.mark.parametrize("images", IMAGES, ids=str)
+def test_it_answers_as_transformers_does(
+    images: list[int], directory: str, built: tuple[Any, Path], theirs: Any
+) -> None:
+    _assert_answers(images, directory, built, theirs)
+
+
+@pytest.mark.parametrize("built", ["qwen3-vl int4-tower"], indirect=True)
+@pytest.mark.parametrize("images", IMAGES, ids=str)
+def test_with_a_quantized_tower_it_answers_as_transformers_does(
+    images: list[int], built: tuple[Any, Path], theirs: Any
+) -> None:
+    _assert_answers(images, "cpu", built, theirs)
 
 
 @pytest.mark.parametrize("images", [[0], [4, 2, 0]], ids=str)

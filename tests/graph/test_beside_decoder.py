@@ -9,17 +9,22 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from seeing_families import quantize_sight
 from tiny_checkpoints import RandomCheckpoint
-from tiny_llava import export_llava
+from tiny_llava import export_llava, save_llava
 
+from awq2trt import scheme
 from awq2trt.artifact.manifest import Artifact
 from awq2trt.errors import ArtifactError
 from awq2trt.graph.beside_decoder import lower_beside_, write_beside
 from awq2trt.graph.read import load_model
-from awq2trt.io_contract import DECODER, EMBEDDING, EMBEDDING_FILE, VISION, IoContract
+from awq2trt.io_contract import DECODER, EMBEDDING, EMBEDDING_FILE, VISION, VISION_FILE, IoContract
 from awq2trt.onnx_export.embedding_graph import export_embedding
+from awq2trt.progress import SilentProgress
+from awq2trt.recipe import ExportOptions
 from awq2trt.runtime.ort.session import open_session
 from awq2trt.scheme import QuantScheme
+from awq2trt.stages.export import ExportRequest, export_stage
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +75,45 @@ def test_rows_of_any_embedding_come_in_fp32(head: QuantScheme | None, dtype: str
 def test_a_decoder_is_none_of_them(onnx: Artifact) -> None:
     with pytest.raises(ArtifactError, match="expected vision or embedding, got 'decoder'"):
         lower_beside_(load_model(onnx.directory / "model.onnx"), DECODER, on_cpu=True)
+
+
+def _with_groups_of_24(folder: Path, *, function_bodies: bool) -> Artifact:
+    """A model whose tower has groups that ONNX Runtime's operator does not support; none of ours has, or may have."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheme, "SUPPORTED_GROUP_SIZES", (24,))
+        save_llava(folder / "model")
+        quantize_sight(folder / "model", folder / "checkpoint", group_size=24)
+        options = ExportOptions(max_seq_len=96, function_bodies=function_bodies)
+        return export_stage(ExportRequest(folder / "checkpoint", folder / "onnx", options), SilentProgress())
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_linears_that_onnx_runtime_has_no_operator_for_keep_their_bodies(on_cpu: bool, tmp_path: Path) -> None:
+    onnx = _with_groups_of_24(tmp_path, function_bodies=True)
+    (tmp_path / "lowered").mkdir()
+    written = write_beside(onnx.directory, onnx.manifest.contents.beside, tmp_path / "lowered", on_cpu=on_cpu)[VISION]
+    model = load_model(tmp_path / "lowered" / written.model)
+    kinds = {node.name: node.op_type for node in model.graph}
+    assert kinds["vision_tower.encoder.layers.0.mlp.fc1"] == "MatMulNBits"  # a row of 24 is one group
+    assert kinds["vision_tower.encoder.layers.0.mlp.fc2"] == "W4A16Linear"
+    feed = _feed(written.io)
+    expected = open_session(None, onnx.directory / VISION_FILE).run(None, _as(np.float16, feed))[0]
+    (got,) = open_session(None, tmp_path / "lowered" / written.model).run(
+        None, _as(np.float32 if on_cpu else np.float16, feed)
+    )
+    np.testing.assert_allclose(got, expected, atol=5e-3 * np.abs(expected).max())
+
+
+def _as(dtype: type, feed: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: value.astype(dtype) for name, value in feed.items()}
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_they_are_refused_without_bodies(on_cpu: bool, tmp_path: Path) -> None:
+    onnx = _with_groups_of_24(tmp_path, function_bodies=False)
+    says = (
+        r"vision_tower\.encoder\.layers\.0\.mlp\.fc2: ONNX Runtime has no operator for W4A16Linear with groups of 24, "
+        r"and the model has no function that defines it\. .*--function-bodies"
+    )
+    with pytest.raises(ArtifactError, match=says):
+        write_beside(onnx.directory, onnx.manifest.contents.beside, tmp_path, on_cpu=on_cpu)

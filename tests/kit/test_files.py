@@ -15,8 +15,10 @@ import onnxruntime
 import pytest
 from inlined_bodies import inline_custom_nodes_
 from numpy.typing import NDArray
+from seeing_families import quantize_sight
 from stand_in_orin import fake_library
-from tiny_kits import CAPACITY, export_tiny, kit_request, make_tiny_kit
+from tiny_kits import CAPACITY, EXPORT, export_tiny, kit_request, make_tiny_kit
+from tiny_llava import save_llava
 
 from awq2trt import opset
 from awq2trt.artifact.manifest import SUMS_FILE, Artifact, record_file
@@ -27,7 +29,9 @@ from awq2trt.kit.archive import write_tar
 from awq2trt.machine import foreign_library
 from awq2trt.machine.foreign_library import PATH_VARIABLE, choose_plugin
 from awq2trt.progress import SilentProgress
+from awq2trt.quantization import vision
 from awq2trt.runtime import OrtBackend
+from awq2trt.stages.export import ExportRequest, export_stage
 from awq2trt.stages.kit import deliver, model_spec, predict_outlooks, require_fit
 from awq2trt.target import find_jetpack, find_target
 
@@ -202,6 +206,20 @@ def test_awq2trt_runs_a_kit(made: Path, jetpack: str) -> None:
 def test_what_the_plugin_would_refuse_is_refused_here(tmp_path: Path) -> None:
     export_tiny(tmp_path, intermediate_size=84)
     with pytest.raises(UnsupportedError, match=r"layers\.0\.mlp\.down_proj: .*no kernel for W4A16Linear with K = 84"):
+        make_tiny_kit(tmp_path, tmp_path / "kit", "7.2")
+    assert not (tmp_path / "kit").exists()
+
+
+def test_a_quantized_tower_that_the_plugin_would_refuse_is_refused_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As another tool may have quantized it; ours leave such linears alone."""
+    monkeypatch.setattr(vision, "FEATURES_MULTIPLE", 4)
+    save_llava(tmp_path / "model", tower={"intermediate_size": 44})
+    quantize_sight(tmp_path / "model", tmp_path / "checkpoint")
+    export_stage(ExportRequest(tmp_path / "checkpoint", tmp_path / "onnx", EXPORT), SilentProgress())
+    says = r"vision_tower\.encoder\.layers\.0\.mlp\.fc2: .*no kernel for W4A16Linear with K = 44"
+    with pytest.raises(UnsupportedError, match=says):
         make_tiny_kit(tmp_path, tmp_path / "kit", "7.2")
     assert not (tmp_path / "kit").exists()
 

@@ -186,6 +186,11 @@ class SeeingSpec(ABC):
     def modules(self) -> tuple[str, ...]:
         """Names of what it sees with, whose linears are quantized only if that is asked for."""
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Prefixes of the tensors of layers that are stored, but not run."""
+        return ()
+
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor, by full name."""
@@ -212,6 +217,11 @@ class StillSpec(SeeingSpec):
     def depth(self) -> int:
         """Layers of its tower, as far as they are run."""
         return max(self.feature_layers)
+
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Prefixes of the tensors of layers behind the last one that is read."""
+        return tuple(self.tower.layer_prefix(layer) for layer in range(self.depth, self.tower.num_layers))
 
     @property
     def pixels_shape(self) -> tuple[int, int, int]:

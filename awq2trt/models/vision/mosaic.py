@@ -66,6 +66,11 @@ class MosaicSpec(SeeingSpec):
         return self.tile.depth
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Prefixes of the tensors of layers that are stored, but not run."""
+        return self.tile.idle
+
+    @property
     def pixels_shape(self) -> tuple[int, int, int]:
         """Shape of a prepared tile."""
         return self.tile.pixels_shape
