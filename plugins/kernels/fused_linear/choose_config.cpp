@@ -10,9 +10,9 @@ constexpr int kMaxNormTokens = 1;  // see fused_linear.h for the reason
 constexpr int kWidthMultiple = 8;  // of an addend, whose kernel reads 16 bytes at once
 constexpr int kAlignedCodes = 32;  // per row, so that rows start at multiples of 16 bytes
 
-// Whether the linear's kernel has variants with other parts: the two kernels for few tokens have, for codes that they
-// read 16 bytes at a time and groups that fit their steps. Rows of gate and up must be within the 32 bits in which a
-// kernel counts bytes.
+// Whether the linear's kernel has variants with all other parts: the two kernels for few tokens have, for codes that
+// they read 16 bytes at a time and groups that fit their steps. Rows of gate and up must be within the 32 bits in which
+// a kernel counts bytes.
 bool is_fusible(const GemmProblem& p, Kernel kernel) {
   const bool groups_fit_steps = p.group_size % DecodeShared::kStep == 0 || p.group_size >= p.k;
   return (kernel == Kernel::kDecode || kernel == Kernel::kDecodeOnce) && p.k % kAlignedCodes == 0 && groups_fit_steps &&
@@ -51,7 +51,8 @@ FusedLinearConfig choose_config(const FusedLinearProblem& problem, const Device&
   config.linear = choose_config(problem.linear, device);
   const bool fusible = is_fusible(problem.linear, config.linear.kernel);
   config.norm_inside = problem.has_norm && fusible && problem.linear.m <= kMaxNormTokens;
-  config.epilogue_inside = (problem.has_activation || problem.has_addend) && fusible;
+  const bool has_epilogue = problem.has_activation || problem.has_addend;
+  config.epilogue_inside = has_epilogue && (fusible || config.linear.kernel == Kernel::kWarpgroup);
   // Also when parts are inside: if codes turn out not to be aligned, the parts are computed separately.
   config.workspace_bytes = FusedLinearWorkspace(problem, config.linear.workspace_bytes).bytes;
   return config;

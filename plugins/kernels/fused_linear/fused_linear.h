@@ -10,8 +10,8 @@
 //      activation inside the decode kernel and an odd ceil(K / 128), sums are added in another order.
 //
 // The norm of a single token is computed inside the linear's kernel, by every block for itself, and so is what follows
-// the linear for up to eight tokens. On an H100, a norm inside gained nothing at two tokens, and was slower from three
-// tokens on.
+// the linear for up to eight tokens, and for many on Hopper. On an H100, a norm inside gained nothing at two tokens,
+// and was slower from three tokens on.
 #pragma once
 
 #include <cstddef>

@@ -14,9 +14,9 @@ namespace {
 // Whether choose_config() can never return this.
 bool is_impossible(const FusedLinearProblem& problem, const FusedLinearConfig& config) {
   const Kernel kernel = config.linear.kernel;
-  const bool inside = config.norm_inside || config.epilogue_inside;
-  return (inside && kernel != Kernel::kDecode && kernel != Kernel::kDecodeOnce) ||
-         (config.norm_inside && (!problem.has_norm || problem.linear.m != 1)) ||
+  const bool decodes = kernel == Kernel::kDecode || kernel == Kernel::kDecodeOnce;
+  return (config.epilogue_inside && !decodes && kernel != Kernel::kWarpgroup) ||
+         (config.norm_inside && (!decodes || !problem.has_norm || problem.linear.m != 1)) ||
          (config.epilogue_inside && !problem.has_activation && !problem.has_addend);
 }
 
@@ -57,6 +57,13 @@ cudaError_t launch_inside(const FusedLinearProblem& problem, const FusedLinearCo
     fusion.addend = problem.has_addend ? static_cast<const T*>(tensors.addend) : nullptr;
   }
   const auto params = linear_params<T>(problem.linear, linear);
+  if (config.linear.kernel == Kernel::kWarpgroup) {
+#ifdef AWQ2TRT_HOPPER
+    return launch_warpgroup(params, fusion, config.linear, stream);
+#else
+    return cudaErrorNotSupported;  // choose_config() never asks for it in such a build
+#endif
+  }
   return config.linear.kernel == Kernel::kDecodeOnce ? launch_decode_once(params, fusion, config.linear, stream)
                                                      : launch_decode(params, fusion, config.linear, stream);
 }

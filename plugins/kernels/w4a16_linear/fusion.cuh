@@ -1,5 +1,6 @@
 // What the decode kernels can compute in addition to the product, for the operator FusedLinear (kernels/fused_linear):
-// the norm of a single token before it; after it an activation, gated or not, and an addend.
+// the norm of a single token before it; after it an activation, gated or not, and an addend. The warpgroup kernel
+// computes what comes after.
 //
 // In:  the token before the norm, and the norm's parameters; an output, and what is added to it.
 // Out: the normed token in shared memory, in the order in which decode_kernel.cu stores activations; the final output;
@@ -61,6 +62,10 @@ cudaError_t launch_decode(const LinearParams<T>& params, const FusionParams<T>& 
 template <typename T>
 cudaError_t launch_decode_once(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
                                cudaStream_t stream);
+// With an epilogue and without a norm, and only in builds for compute capability 9.0 (Device::wgmma).
+template <typename T>
+cudaError_t launch_warpgroup(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                             cudaStream_t stream);
 
 // Where 8 activations of a token are in shared memory, in the order that decode_kernel.cu explains.
 __device__ __forceinline__ int place_of_vector(int vector, int token_start = 0) {

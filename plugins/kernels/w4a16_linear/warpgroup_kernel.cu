@@ -20,6 +20,7 @@
 #include "kernels/device/wgmma.cuh"
 #include "kernels/w4a16_linear/codes.cuh"
 #include "kernels/w4a16_linear/dequantize.h"
+#include "kernels/w4a16_linear/fusion.cuh"
 #include "kernels/w4a16_linear/kernel_params.cuh"
 #include "kernels/w4a16_linear/warpgroup_shapes.h"
 
@@ -30,6 +31,29 @@ constexpr int kStageK = WarpgroupTraits::kStageK;
 constexpr int kStageCodeBytes = kStageK / 2;  // of a row
 constexpr int kPending = 2;                   // products under way while the next is prepared; 1 was slower
 constexpr int kRowsApart = 8;                 // of a lane's two rows
+
+// The weight rows of a block's tile: in a row, or with gates half of them from the gate and half from up.
+template <WarpgroupTile kTile, bool kGated>
+struct TileRows {
+  static constexpr int kParts = kGated ? 2 : 1;
+  static constexpr int kOfPart = traits_of(kTile).rows() / kParts;
+
+  int of_part;  // N, or N / 2
+  int first;    // of a part
+
+  // Moved inward where the tile would reach beyond the last row.
+  __device__ __forceinline__ TileRows(int n, int block)
+      : of_part(n / kParts), first(min(block * kOfPart, max(of_part - kOfPart, 0))) {}
+
+  // How many rows of a part are copied.
+  static __host__ __device__ int copied(int n) { return n / kParts < kOfPart ? n / kParts : kOfPart; }
+
+  // The weight row of a row of the tile, or the part's last one if there is none.
+  __device__ __forceinline__ int operator()(int row) const {
+    const int part = kGated && row >= kOfPart ? 1 : 0;
+    return part * of_part + min(first + row - part * kOfPart, of_part - 1);
+  }
+};
 
 // A block's stages in shared memory. A slot's barrier `full` ends a phase when its copies are there, `empty` when every
 // warpgroup is done with it.
@@ -55,10 +79,14 @@ class Stages {
   }
 
   // Starts to copy the stage at `k`, so many bytes; called by one thread.
+  template <bool kGated>
   __device__ __forceinline__ void fetch(const CUtensorMap* x_map, const CUtensorMap* code_map, int k, int first_token,
-                                        int first_row, int bytes, int slot) const {
+                                        const TileRows<kTile, kGated>& rows, int bytes, int slot) const {
     arrive_expecting(full(slot), bytes);
-    copy_tile(codes_ + slot * kTraits.code_bytes(), code_map, k / 2, first_row, full(slot));
+    for (int part = 0; part < rows.kParts; ++part) {
+      const uint32_t target = codes_ + slot * kTraits.code_bytes() + part * rows.kOfPart * kStageCodeBytes;
+      copy_tile(target, code_map, k / 2, part * rows.of_part + rows.first, full(slot));
+    }
     copy_tile(x(slot), x_map, k, first_token, full(slot));
   }
 
@@ -75,8 +103,8 @@ class Stages {
 template <typename T>
 class RowScales {
  public:
-  __device__ __forceinline__ RowScales(const LinearParams<T>& params, int row)
-      : p(params), first_{int64_t{min(row, p.n - 1)} * p.groups, int64_t{min(row + kRowsApart, p.n - 1)} * p.groups} {}
+  __device__ __forceinline__ RowScales(const LinearParams<T>& params, int row0, int row1)
+      : p(params), first_{int64_t{row0} * p.groups, int64_t{row1} * p.groups} {}
 
   __device__ __forceinline__ void load(int group) {
 #pragma unroll
@@ -133,24 +161,42 @@ __device__ __forceinline__ void stage_outputs(const float (&sums)[traits_of(kTil
   }
 }
 
-// Writes a block's outputs from shared memory to y, 8 at a time.
-template <typename T, WarpgroupTile kTile>
-__device__ __forceinline__ void write_outputs(const LinearParams<T>& p, const uint8_t* shared, int first_token,
-                                              int first_row) {
+// Writes a block's outputs from shared memory to y, 8 at a time, after what follows the product.
+template <typename T, WarpgroupTile kTile, Epilogue kEpilogue>
+__device__ __forceinline__ void write_outputs(const LinearParams<T>& p, const FusionParams<T>& fusion,
+                                              const uint8_t* shared, int first_token,
+                                              const TileRows<kTile, kEpilogue == Epilogue::kGated>& rows) {
   constexpr WarpgroupTraits kTraits = traits_of(kTile);
-  constexpr int kVector = 8, kVectors = kTraits.rows() / kVector;
+  constexpr int kVectors = rows.kOfPart / kVectorLength;
   for (int i = threadIdx.x; i < kTraits.tokens() * kVectors; i += kTraits.threads()) {
-    const int token = i / kVectors, row = i % kVectors * kVector;
-    if (first_token + token >= p.m || first_row + row >= p.n) continue;
-    *reinterpret_cast<uint4*>(p.y + int64_t{first_token + token} * p.n + first_row + row) =
-        *reinterpret_cast<const uint4*>(shared + token * kTraits.output_stride() + row * 2);
+    const int token = i / kVectors, row = i % kVectors * kVectorLength;
+    if (first_token + token >= p.m || rows.first + row >= rows.of_part) continue;
+    const T* const staged = reinterpret_cast<const T*>(shared + token * kTraits.output_stride()) + row;
+    const int64_t output = int64_t{first_token + token} * rows.of_part + rows.first + row;
+    if constexpr (kEpilogue == Epilogue::kNone) {
+      *reinterpret_cast<uint4*>(p.y + output) = *reinterpret_cast<const uint4*>(staged);
+    } else {
+      float values[kVectorLength], others[kVectorLength] = {};
+      load_vector(values, staged);
+      if constexpr (kEpilogue == Epilogue::kGated) {
+        load_vector(others, staged + rows.kOfPart);
+      } else if (fusion.addend != nullptr) {
+        load_vector(others, fusion.addend + output);
+      }
+#pragma unroll
+      for (int k = 0; k < kVectorLength; ++k) {
+        values[k] = kEpilogue == Epilogue::kGated ? activated(fusion.activation, values[k]) * others[k]
+                                                  : finished(fusion, values[k], others[k]);
+      }
+      store_vector(p.y + output, values);
+    }
   }
 }
 
 // kPlain: a stage lies within one group; else groups are multiples of half a stage.
-template <typename T, WarpgroupTile kTile, bool kPlain>
+template <typename T, WarpgroupTile kTile, bool kPlain, Epilogue kEpilogue>
 __global__ void __launch_bounds__(traits_of(kTile).threads(), 1)
-    warpgroup_kernel(const LinearParams<T> p, const GroupOfChunk group_of_chunk,
+    warpgroup_kernel(const LinearParams<T> p, const FusionParams<T> fusion, const GroupOfChunk group_of_chunk,
                      const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap code_map) {
   constexpr WarpgroupTraits kTraits = traits_of(kTile);
   using Ring = Stages<kTile>;
@@ -160,8 +206,8 @@ __global__ void __launch_bounds__(traits_of(kTile).threads(), 1)
   uint8_t* const shared = unaligned + (address - unaligned_address);
   const Ring ring(address);
   const int first_token = min(static_cast<int>(blockIdx.x) * kTraits.tokens(), max(p.m - kTraits.tokens(), 0));
-  const int first_row = min(static_cast<int>(blockIdx.y) * kTraits.rows(), max(p.n - kTraits.rows(), 0));
-  const int stage_bytes = min(kTraits.tokens(), p.m) * kStageK * 2 + min(kTraits.rows(), p.n) * kStageCodeBytes;
+  const TileRows<kTile, kEpilogue == Epilogue::kGated> rows(p.n, blockIdx.y);
+  const int stage_bytes = min(kTraits.tokens(), p.m) * kStageK * 2 + rows.kParts * rows.copied(p.n) * kStageCodeBytes;
   const int stages = (p.k + kStageK - 1) / kStageK, last_chunk = p.k / kCodesPerLoad - 1;
   const bool copies = threadIdx.x == 0;
   if (copies) ring.init();
@@ -170,7 +216,7 @@ __global__ void __launch_bounds__(traits_of(kTile).threads(), 1)
   let_next_kernel_start();
   wait_for_previous_kernel();
   const auto fetch = [&](int stage, int slot) {
-    ring.fetch(&x_map, &code_map, stage * kStageK, first_token, first_row, stage_bytes, slot);
+    ring.fetch(&x_map, &code_map, stage * kStageK, first_token, rows, stage_bytes, slot);
   };
   if (copies) {
     for (int stage = 0; stage < min(Ring::kAhead, stages); ++stage) fetch(stage, stage);
@@ -179,7 +225,8 @@ __global__ void __launch_bounds__(traits_of(kTile).threads(), 1)
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int lane_row = warp * kRowTile + lane / 4;  // and the row 8 below it
   const uint32_t selector = byte_selector(lane % 4);
-  RowScales<T> scales(p, first_row + lane_row);
+  const int row0 = rows(lane_row), row1 = rows(lane_row + kRowsApart);
+  RowScales<T> scales(p, row0, row1);
   scales.load(0);
   float sums[kTraits.tokens() / 2];
   const int group_stages = p.group_size >= p.k ? stages : p.group_size / kStageK;
@@ -233,56 +280,74 @@ __global__ void __launch_bounds__(traits_of(kTile).threads(), 1)
   settle(sums);
 
   if (p.bias != nullptr) {
-    const float bias0 = to_float(p.bias[min(first_row + lane_row, p.n - 1)]);
-    const float bias1 = to_float(p.bias[min(first_row + lane_row + kRowsApart, p.n - 1)]);
+    const float bias0 = to_float(p.bias[row0]), bias1 = to_float(p.bias[row1]);
 #pragma unroll
     for (int i = 0; i < kTraits.tokens() / 2; ++i) sums[i] += i % 4 < 2 ? bias0 : bias1;
   }
   __syncthreads();  // every warpgroup is done with the stages
   stage_outputs<T, kTile>(sums, address);
   __syncthreads();
-  write_outputs<T, kTile>(p, shared, first_token, first_row);
+  write_outputs<T, kTile, kEpilogue>(p, fusion, shared, first_token, rows);
 }
 
-template <typename T, WarpgroupTile kTile>
-cudaError_t launch_shape(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
+template <typename T, WarpgroupTile kTile, Epilogue kEpilogue>
+cudaError_t launch_shape(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                         cudaStream_t stream) {
   constexpr WarpgroupTraits kTraits = traits_of(kTile);
-  MatrixTiles x = {params.x, 2, params.m, params.k, kTraits.tokens(), kStageK, true};
-  MatrixTiles codes = {params.codes, 1, params.n, params.k / 2, kTraits.rows(), kStageCodeBytes, false};
-  x.tile_rows = params.m < x.tile_rows ? params.m : x.tile_rows;
-  codes.tile_rows = params.n < codes.tile_rows ? params.n : codes.tile_rows;
+  const int code_rows = TileRows<kTile, kEpilogue == Epilogue::kGated>::copied(params.n);
+  const int tokens = params.m < kTraits.tokens() ? params.m : kTraits.tokens();
   CUtensorMap x_map, code_map;
-  cudaError_t status = make_tensor_map(x, &x_map);
-  if (status == cudaSuccess) status = make_tensor_map(codes, &code_map);
+  cudaError_t status = make_tensor_map({params.x, 2, params.m, params.k, tokens, kStageK, true}, &x_map);
+  if (status != cudaSuccess) return status;
+  status = make_tensor_map({params.codes, 1, params.n, params.k / 2, code_rows, kStageCodeBytes, false}, &code_map);
   if (status != cudaSuccess) return status;
   const bool plain = params.group_size % kStageK == 0 || params.group_size >= params.k;
-  auto* const kernel = plain ? warpgroup_kernel<T, kTile, true> : warpgroup_kernel<T, kTile, false>;
+  auto* const kernel =
+      plain ? warpgroup_kernel<T, kTile, true, kEpilogue> : warpgroup_kernel<T, kTile, false, kEpilogue>;
   const dim3 grid(static_cast<unsigned>((params.m + kTraits.tokens() - 1) / kTraits.tokens()),
                   static_cast<unsigned>((params.n + kTraits.rows() - 1) / kTraits.rows()));
-  return launch_kernel(kernel, grid, kTraits.threads(), kTraits.shared_bytes(), config.overlap, stream, params,
+  return launch_kernel(kernel, grid, kTraits.threads(), kTraits.shared_bytes(), config.overlap, stream, params, fusion,
                        GroupOfChunk(chunks_per_group(params.k, params.group_size)), x_map, code_map);
 }
 
-}  // namespace
-
-template <typename T>
-cudaError_t launch_warpgroup(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
+template <typename T, Epilogue kEpilogue>
+cudaError_t launch_with(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                        cudaStream_t stream) {
   switch (config.warpgroup_tile) {
     case WarpgroupTile::k128x128:
-      return launch_shape<T, WarpgroupTile::k128x128>(params, config, stream);
+      return launch_shape<T, WarpgroupTile::k128x128, kEpilogue>(params, fusion, config, stream);
     case WarpgroupTile::k128x192:
-      return launch_shape<T, WarpgroupTile::k128x192>(params, config, stream);
+      return launch_shape<T, WarpgroupTile::k128x192, kEpilogue>(params, fusion, config, stream);
     case WarpgroupTile::k256x64:
-      return launch_shape<T, WarpgroupTile::k256x64>(params, config, stream);
+      return launch_shape<T, WarpgroupTile::k256x64, kEpilogue>(params, fusion, config, stream);
     case WarpgroupTile::k256x128:
-      return launch_shape<T, WarpgroupTile::k256x128>(params, config, stream);
+      return launch_shape<T, WarpgroupTile::k256x128, kEpilogue>(params, fusion, config, stream);
     case WarpgroupTile::kCount:
       break;
   }
   return cudaErrorInvalidValue;
 }
 
-template cudaError_t launch_warpgroup(const LinearParams<__half>&, const KernelConfig&, cudaStream_t);
-template cudaError_t launch_warpgroup(const LinearParams<__nv_bfloat16>&, const KernelConfig&, cudaStream_t);
+}  // namespace
+
+template <typename T>
+cudaError_t launch_warpgroup(const LinearParams<T>& params, const KernelConfig& config, cudaStream_t stream) {
+  return launch_with<T, Epilogue::kNone>(params, FusionParams<T>{}, config, stream);
+}
+
+template <typename T>
+cudaError_t launch_warpgroup(const LinearParams<T>& params, const FusionParams<T>& fusion, const KernelConfig& config,
+                             cudaStream_t stream) {
+  return fusion.epilogue == Epilogue::kGated ? launch_with<T, Epilogue::kGated>(params, fusion, config, stream)
+                                             : launch_with<T, Epilogue::kElementwise>(params, fusion, config, stream);
+}
+
+#define AWQ2TRT_INSTANTIATE(T)                                                                               \
+  template cudaError_t launch_warpgroup(const LinearParams<T>&, const KernelConfig&, cudaStream_t);          \
+  template cudaError_t launch_warpgroup(const LinearParams<T>&, const FusionParams<T>&, const KernelConfig&, \
+                                        cudaStream_t);
+AWQ2TRT_INSTANTIATE(__half)
+AWQ2TRT_INSTANTIATE(__nv_bfloat16)
+#undef AWQ2TRT_INSTANTIATE
 
 }  // namespace awq2trt

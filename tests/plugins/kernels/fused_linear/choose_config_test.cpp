@@ -26,7 +26,8 @@ TEST(FusedLinearConfig, OneTokensNormAndEightTokensActivationsAreInside) {
       for (const int m : {1, 2, 8, 9, 600}) {
         const FusedLinearConfig config = choose_config(problem_of(m, n, k), device);
         EXPECT_EQ(config.norm_inside, m == 1) << m;
-        EXPECT_EQ(config.epilogue_inside, m <= 8) << m;
+        const bool many = m == 600 && device.wgmma;  // the warpgroup kernel's
+        EXPECT_EQ(config.epilogue_inside, m <= 8 || many) << m;
         EXPECT_EQ(config.linear.kernel, choose_config(problem_of(m, n, k).linear, device).kernel);
         EXPECT_EQ(config.linear.rows_per_block, choose_config(problem_of(m, n, k).linear, device).rows_per_block)
             << "other rows, other sums";

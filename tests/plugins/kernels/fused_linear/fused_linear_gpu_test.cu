@@ -111,6 +111,35 @@ TEST_F(FusedLinearGpu, EveryNumberOfTokens) {
   }
 }
 
+// Tiles of gates and up with tokens and rows to spare, and with fewer than a tile has.
+TEST_F(FusedLinearGpu, EveryWarpgroupTile) {
+  if (!device_.wgmma) GTEST_SKIP() << "wgmma is Hopper's alone, and the build must be for it";
+  int flags = 0;
+  for (const DataType dtype : kTypes) {
+    for (int tile = 0; tile < static_cast<int>(WarpgroupTile::kCount); ++tile) {
+      for (const Parts& parts : {kGate, kNormAndGate, kAddend, kGelu, kReluAndAddend, kLayerAndGelu, kEverything}) {
+        for (const auto& [m, n] : {std::pair(70, 16), {70, 400}, {300, 208}}) {
+          for (const int group_size : {32, 128}) {
+            const FusedLinearProblem p = problem_of({m, n, 608, group_size}, parts, dtype, flags & 1, flags & 2);
+            FusedLinearConfig config = choose_config(p, device_);
+            config.linear = {};
+            config.linear.kernel = Kernel::kWarpgroup;
+            config.linear.warpgroup_tile = static_cast<WarpgroupTile>(tile);
+            config.linear.tile = TileShape::k128x128;
+            config.linear.splits = 1;
+            config.linear.k_per_split = 640;
+            config.linear.overlap = true;
+            config.epilogue_inside = true;
+            check(p, config);
+            check(p, config, true, 4);  // codes off 16 bytes: apart, by the tile kernel
+            flags += 1;
+          }
+        }
+      }
+    }
+  }
+}
+
 // Both kernels for few tokens, whichever the device would choose, and as many blocks of them as there are tiles.
 TEST_F(FusedLinearGpu, BothDecodeKernels) {
   int flags = 0;
@@ -148,7 +177,7 @@ TEST_F(FusedLinearGpu, BothDecodeKernels) {
 }
 
 TEST_F(FusedLinearGpu, ShapesOfRealModelsInTheBitsOfTheOperatorsApart) {
-  for (const int m : {1, 2, 8}) {
+  for (const int m : {1, 2, 8, 200}) {
     for (const Sizes& s :
          {Sizes{m, 22016, 4096, 128}, {m, 28672, 4096, 128}, {m, 27648, 5120, 128}, {m, 3072, 576, 64}}) {
       const FusedLinearProblem p = problem_of(s, kNormAndGate, DataType::kHalf, true, false);
