@@ -105,7 +105,7 @@ double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, co
 
 // The same for the warpgroup kernel, one block of which fills a multiprocessor.
 double estimated_us(const GemmProblem& p, const WarpgroupTraits& tile, const Device& device) {
-  constexpr double kMultiprocessors = 132, kLoneBlockTime = 0.9;
+  constexpr double kMultiprocessors = 132, kLoneBlockTime = 0.8;
   const int64_t tiles = ceil_div(int64_t{p.m}, tile.tokens()) * ceil_div(p.n, tile.rows());
   const int64_t blocks = ceil_div(tiles, device.multiprocessors);  // of the busiest
   const double block_us = 2.0 * tile.tokens() * tile.rows() * p.k * kMultiprocessors / (tile.speed * 1e6);

@@ -35,10 +35,10 @@ struct WarpgroupTraits {
 
 // As many stages as fit. 256 tokens share each dequantized weight; 128 x 192 and 128 x 128 are for prompts of fewer.
 constexpr WarpgroupTraits kWarpgroupTraits[static_cast<int>(WarpgroupTile::kCount)] = {
-    /* k128x128 */ {2, 128, 8, 483},
-    /* k128x192 */ {3, 128, 7, 600},
-    /* k256x64  */ {1, 256, 6, 490},
-    /* k256x128 */ {2, 256, 5, 700},
+    /* k128x128 */ {2, 128, 8, 482},
+    /* k128x192 */ {3, 128, 7, 614},
+    /* k256x64  */ {1, 256, 6, 532},
+    /* k256x128 */ {2, 256, 5, 770},
 };
 
 constexpr const WarpgroupTraits& traits_of(WarpgroupTile tile) { return kWarpgroupTraits[static_cast<int>(tile)]; }
