@@ -41,6 +41,8 @@ def build_for_cpu(folder: Path, capacity: int, *, quantize_vision: bool = False)
     recipe = Recipe(quantize=quantize, export=ExportOptions(max_seq_len=capacity))
     recipe = recipe.model_copy(update={"build": recipe.build.model_copy(update={"target": "cpu"})})
     list(build_stage(BuildRequest(str(folder / "model"), folder / "built", recipe), SilentProgress()))
+    checkpoint = QuantizedCheckpoint.open(folder / "built" / "checkpoint")
+    assert bool(checkpoint.vision_linears) == quantize_vision, "what these tests are about"
 
 
 def dequantized(folder: Path, model_class: Any) -> Any:

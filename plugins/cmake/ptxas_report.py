@@ -1,7 +1,8 @@
-"""Stores ptxas's resource report of each object, and checks that the hot kernels do not spill registers.
+"""Stores ptxas's report of each object; checks that hot kernels neither spill registers nor serialize products.
 
 ptxas_report.py keep NVCC ARGUMENTS...   runs the compiler; what ptxas says goes into OBJECT.ptxas
-ptxas_report.py check FOLDER             prints a line per kernel; exit 1 if a hot kernel spills, or none was found
+ptxas_report.py check FOLDER             prints a line per kernel; exit 1 if a hot one spills or serializes, or if none
+                                         was found
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-HOT_KERNELS = ("decode_kernel", "decode_once_kernel", "tile_kernel", "warpgroup_kernel")
+# What ptxas says where it cannot let products run asynchronously (wgmma), which halves their speed.
+SERIALIZED = "wgmma.mma_async instructions are serialized"
+
+HOT_KERNELS = ("decode_kernel", "decode_once_kernel", "tile_kernel", "warpgroup_kernel", "warpgroup_attention_kernel")
 
 # ptxas -v prints three lines for a kernel: its name and target, its stack and spills, its registers.
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
@@ -58,13 +62,17 @@ def read_usage(text: str) -> Iterator[Usage]:
 
 def check(folder: Path) -> int:
     """Prints the table; returns the exit status."""
-    usages = [usage for path in sorted(folder.rglob("*.ptxas")) for usage in read_usage(path.read_text())]
+    reports = {path: path.read_text() for path in sorted(folder.rglob("*.ptxas"))}
+    usages = [usage for text in reports.values() for usage in read_usage(text)]
     hot = [usage for usage in usages if any(name in usage.kernel for name in HOT_KERNELS)]
     for usage in hot:
         print(f"{usage.target:>7} {usage.registers:>4} registers {usage.spill_bytes:>5} bytes spilled  {usage.kernel}")
     spilling = [usage for usage in hot if usage.spill_bytes]
     print(f"{len(hot)} hot kernels, {len(spilling)} of them spill")
-    return 1 if spilling or not hot else 0
+    serialized = [path for path, text in reports.items() if SERIALIZED in text]
+    for path in serialized:
+        print(f"{path}: {SERIALIZED}")
+    return 1 if spilling or serialized or not hot else 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ IMAGES = [[0], [1], [2], [3], [4], [4, 2, 0]]
 
 CODED = "int4-tower"
 CODED_SEED = 13
-"""The seed of a model whose tower is quantized; with others, a cache in fp16 may choose between equally good tokens."""
+"""The seed of a model whose tower is quantized: of 14 that were tried, one whose answers meet no two tokens that are
+equally good except for the rounding of a cache in fp16. Where answers differed, transformers' scores of the two were
+0.00005 to 0.026 apart, and the scores' errors were as large with a tower in fp16."""
 
 
 @pytest.fixture(scope="module", params=["fp16-tower"])

@@ -1,18 +1,18 @@
 // Attention of many queries with Hopper's own products (wgmma) and copies (TMA), as FlashAttention-3 (arXiv:2407.08608)
 // has them, for head sizes of 64 and 128 and plain scores; prefill_kernel.cu does everything else.
 //
-// - A block has 128 queries of one head, 64 a warpgroup, and walks over tiles of 128 slots that any of them sees. A
-// warp
-//   of its own has the hardware copy keys and values, two tiles deep.
+// - A block has 128 queries of one head, 64 a warpgroup, and walks over tiles of 128 slots that any of them sees. One
+//   thread has the hardware copy keys and values, two tiles deep.
 // - Scores of the next tile are under way while sums take up the values of this one, and those while weights of the
-// next
-//   are computed. While one warpgroup computes weights, the other one's products run.
+//   next are computed. While one warpgroup computes weights, the other one's products run.
 // - Weights stay in registers, where they are operands as they are. Queries stay in shared memory.
 // - Slots behind the last one that was written may hold anything: their scores are masked, and their values become 0 in
 //   shared memory, since 0 times infinity is not 0.
 // - Blocks with the most slots start first: with a causal mask those are the last queries.
 //
-// Compiled for sm_90a alone, where the build asks for compute capability 9.0.
+// Compiled for sm_90a alone, where the build asks for compute capability 9.0; empty elsewhere, as in a kit for Orin.
+#ifdef AWQ2TRT_HOPPER
+
 #include <type_traits>
 
 #include "kernels/cached_attention/launchers.cuh"
@@ -306,3 +306,5 @@ template cudaError_t launch_warpgroup_attention<128>(const AttentionParams<__hal
 template cudaError_t launch_warpgroup_attention<128>(const AttentionParams<__nv_bfloat16>&, int, cudaStream_t);
 
 }  // namespace awq2trt
+
+#endif  // AWQ2TRT_HOPPER

@@ -2,8 +2,7 @@
 //
 // In:  a row-major matrix in global memory, and the sizes of a tile.
 // Out: the description that a kernel takes as a __grid_constant__ parameter. It is made on the host by the driver,
-// which
-//      is asked for the function and not linked: the library must load on machines without a driver.
+//      which is asked for the function and not linked: the library must load on machines without a driver.
 #pragma once
 
 #include <cuda.h>

@@ -1,5 +1,5 @@
-// What follows the linear of a FusedLinear, as a kernel of its own: for many tokens, and wherever the linear's kernel
-// cannot compute it; see fused_linear.h.
+// What follows the linear of a FusedLinear, as a kernel of its own: wherever the linear's kernel cannot compute it,
+// as for many tokens on most GPUs; see fused_linear.h.
 //
 // In:  y [M, N], the linear's outputs, and the addend [M, N], of one type.
 // Out: the same y, activated and then added to the addend, and rounded after each.

@@ -32,7 +32,7 @@ constexpr int kMaxSplitBlocks = 2;   // per multiprocessor; with more, K need no
 constexpr int kSplitMultiple = 128;  // slices start at whole pipeline stages
 
 constexpr int kWarpgroupFeatures = 8;    // y's rows at multiples of 16 bytes
-constexpr int kMinWarpgroupTokens = 65;  // below, the tile kernel was as fast or faster
+constexpr int kMinWarpgroupTokens = 65;  // with 64 the tile kernel was the faster one for all of 12 layers
 
 int ceil_div(int a, int b) { return (a - 1) / b + 1; }
 int64_t ceil_div(int64_t a, int b) { return (a - 1) / b + 1; }
@@ -103,7 +103,9 @@ double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, co
   return static_cast<double>(blocks) * block_flops / speed + add_us;
 }
 
-// The same for the warpgroup kernel, one block of which fills a multiprocessor.
+// The same for the warpgroup kernel, one block of which fills a multiprocessor. Blocks of a lone wave take less time,
+// since they share the memory and the power with fewer. Of 144 problems measured on an H100 (12 layers, 33 to 2,048
+// tokens), the choice by both models was 1.0 % slower than the best in the geometric mean, and 16 % at most.
 double estimated_us(const GemmProblem& p, const WarpgroupTraits& tile, const Device& device) {
   constexpr double kMultiprocessors = 132, kLoneBlockTime = 0.8;
   const int64_t tiles = ceil_div(int64_t{p.m}, tile.tokens()) * ceil_div(p.n, tile.rows());

@@ -12,7 +12,9 @@
 // - Weights are scaled in T (half an ulp of error) before the product; sums are fp32. A finished tile goes through
 //   shared memory, so that complete rows of y are written.
 //
-// Compiled for sm_90a alone, where the build asks for compute capability 9.0.
+// Compiled for sm_90a alone, where the build asks for compute capability 9.0; empty elsewhere, as in a kit for Orin.
+#ifdef AWQ2TRT_HOPPER
+
 #include "kernels/device/bulk_copy.cuh"
 #include "kernels/device/convert.cuh"
 #include "kernels/device/overlap.cuh"
@@ -351,3 +353,5 @@ AWQ2TRT_INSTANTIATE(__nv_bfloat16)
 #undef AWQ2TRT_INSTANTIATE
 
 }  // namespace awq2trt
+
+#endif  // AWQ2TRT_HOPPER

@@ -33,7 +33,8 @@ struct WarpgroupTraits {
   constexpr size_t shared_bytes() const { return 1024 + static_cast<size_t>(tile_bytes()) + 16 * stages; }
 };
 
-// As many stages as fit. 256 tokens share each dequantized weight; 128 x 192 and 128 x 128 are for prompts of fewer.
+// Stages as measured, or as fit: more of the smaller tiles were not tried. 256 tokens share each dequantized weight;
+// 128 x 192 and 128 x 128 are for prompts of fewer.
 constexpr WarpgroupTraits kWarpgroupTraits[static_cast<int>(WarpgroupTile::kCount)] = {
     /* k128x128 */ {2, 128, 8, 482},
     /* k128x192 */ {3, 128, 7, 614},
