@@ -15,6 +15,7 @@
 
 #include "kernels/cached_attention/codes.h"
 #include "kernels/cached_attention/launchers.cuh"
+#include "kernels/cached_attention/weights.cuh"
 #include "kernels/device/async_copy.cuh"
 #include "kernels/device/global_loads.cuh"
 #include "kernels/device/half_pair.h"
@@ -46,20 +47,6 @@ __device__ __forceinline__ void load_transposed_matrices(uint32_t (&r)[4], uint3
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address));
-}
-
-__device__ __forceinline__ uint32_t pair_as(float low, float high, __half) {
-  return bits_of(__floats2half2_rn(low, high));
-}
-__device__ __forceinline__ uint32_t pair_as(float low, float high, __nv_bfloat16) {
-  return bits_of(__floats2bfloat162_rn(low, high));
-}
-
-// 2^x in one instruction; results below 2^-126 become 0.
-__device__ __forceinline__ float power_of_2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
 }
 
 // 16 codes of a tile that a thread brings, and the scale of their slot.

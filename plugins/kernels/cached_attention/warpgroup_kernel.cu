@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "kernels/cached_attention/launchers.cuh"
+#include "kernels/cached_attention/weights.cuh"
 #include "kernels/device/bulk_copy.cuh"
 #include "kernels/device/half_pair.h"
 #include "kernels/device/overlap.cuh"
@@ -75,20 +76,6 @@ struct Shared {
  private:
   __device__ __forceinline__ uint32_t barrier(int i) const { return base + kBarriersAt + i * kBarrierBytes; }
 };
-
-__device__ __forceinline__ uint32_t weight_pair(float low, float high, __half) {
-  return bits_of(__floats2half2_rn(low, high));
-}
-__device__ __forceinline__ uint32_t weight_pair(float low, float high, __nv_bfloat16) {
-  return bits_of(__floats2bfloat162_rn(low, high));
-}
-
-// 2^x in one instruction; results below 2^-126 become 0.
-__device__ __forceinline__ float power_of_2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 // One step of softmax for a lane's two rows: scores become weights, and sums before it are to shrink by `shrink`.
 struct Softmax {
@@ -230,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     settle(sums);
     if (tile > 0) release(shared.values_empty((tile - 1) % kStages));
 #pragma unroll
-    for (int i = 0; i < kSlots / 4; ++i) weights[i / 4][i % 4] = weight_pair(scores[2 * i], scores[2 * i + 1], T{});
+    for (int i = 0; i < kSlots / 4; ++i) weights[i / 4][i % 4] = pair_as(scores[2 * i], scores[2 * i + 1], T{});
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) sums[i] *= shrink[i / 2 % 2];
     settle(sums);
@@ -276,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n) {
       *reinterpret_cast<uint32_t*>(y + 8 * n + 2 * t) =
-          weight_pair(sums[4 * n + 2 * r] * scale, sums[4 * n + 2 * r + 1] * scale, T{});
+          pair_as(sums[4 * n + 2 * r] * scale, sums[4 * n + 2 * r + 1] * scale, T{});
     }
   }
 }

@@ -105,7 +105,8 @@ double estimated_us(const GemmProblem& p, const TileTraits& tile, int splits, co
 
 // The same for the warpgroup kernel, one block of which fills a multiprocessor. Blocks of a lone wave take less time,
 // since they share the memory and the power with fewer. Of 144 problems measured on an H100 (12 layers, 33 to 2,048
-// tokens), the choice by both models was 1.0 % slower than the best in the geometric mean, and 16 % at most.
+// tokens; tools/tune_kernels.py times them), the choice by both models was 1.0 % slower than the best in the geometric
+// mean, and 16 % at most.
 double estimated_us(const GemmProblem& p, const WarpgroupTraits& tile, const Device& device) {
   constexpr double kMultiprocessors = 132, kLoneBlockTime = 0.8;
   const int64_t tiles = ceil_div(int64_t{p.m}, tile.tokens()) * ceil_div(p.n, tile.rows());
